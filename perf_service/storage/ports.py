@@ -66,7 +66,7 @@ class AuditEntry:
 
 
 class FleetStore(Protocol):
-    """Fleets and instances. `put_*` with `expect_etag` raises ETAG_MISMATCH if the row changed; creating an existing id raises *_ALREADY_EXISTS."""
+    """Fleets and instances. An `expect_etag` that no longer holds raises ETAG_MISMATCH; creating an existing id *_ALREADY_EXISTS."""
 
     async def create_fleet(self, fleet: Fleet) -> Fleet: ...
     async def get_fleet(self, fleet_id: str) -> Fleet: ...
