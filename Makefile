@@ -1,0 +1,76 @@
+# One entry for everything; `make help` lists it. Nothing outside this folder is written.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := dev,postgres
+LOWEST := .venv-lowest
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check fix bench proto proto-check breaking test-lowest clean distclean venv
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+venv: $(STAMP) ## create .venv and install the project into it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP) ## see a fleet with a planted bottleneck measured, diagnosed, changed and proven better (about 2 minutes)
+	@$(BIN)/perf-service demo
+
+test: $(STAMP) ## every test, with the coverage gates
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest --cov --cov-report=json:.coverage.json --cov-report= --durations=5 $(PYTEST_ARGS)
+	@$(BIN)/python scripts/coverage_gates.py .coverage.json
+
+unit: $(STAMP) ## the fast tests only
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, format, types, contract, import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" buf lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" buf format --diff --exit-code
+	@$(MAKE) --no-print-directory proto-check breaking
+
+fix: $(STAMP) ## let the tools repair what they can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	PATH="$(CURDIR)/$(BIN):$$PATH" buf format --write
+
+proto: $(STAMP) ## regenerate perf_service/v1 from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/generate_stubs.sh
+
+proto-check: $(STAMP) ## regenerating the stubs must change nothing
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/generate_stubs.sh
+	@git diff --exit-code --stat -- perf_service/v1 && test -z "$$(git ls-files --others --exclude-standard perf_service/v1)" || \
+		{ echo "perf_service/v1 is not what protos/ generates: run 'make proto' and commit the result" >&2; exit 1; }
+
+breaking: $(STAMP) ## the contract must not break against the main branch (or the previous commit)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/buf_breaking.sh
+
+bench: $(STAMP) ## every benchmark, short; see benchmarks/README.md
+	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+test-lowest: ## the unit tests with the lowest versions that pyproject.toml allows
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	$(LOWEST)/bin/python -m pytest tests/unit -p no:cacheprovider $(PYTEST_ARGS)
+
+clean: ## remove what tests and tools leave
+	rm -rf build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find perf_service tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## ... and the virtual environments
+	rm -rf $(VENV) $(LOWEST)

@@ -1,0 +1,35 @@
+"""What import-linter cannot say: who may read the environment."""
+
+import ast
+from pathlib import Path
+
+import perf_service
+
+PACKAGE = Path(perf_service.__file__).parent
+READS = {"environ", "environb", "getenv", "getenvb"}
+
+
+def _environment_reads(path: Path) -> list[int]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in READS and isinstance(node.value, ast.Name) and node.value.id == "os":
+            found.append(node.lineno)
+        if isinstance(node, ast.ImportFrom) and node.module == "os" and READS & {alias.name for alias in node.names}:
+            found.append(node.lineno)
+    return found
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "settings.py" and PACKAGE / "v1" not in path.parents
+        for line in _environment_reads(path)
+    }
+    assert readers == set()
+
+
+def test_the_check_itself_sees_a_read(tmp_path: Path) -> None:
+    sample = tmp_path / "sample.py"
+    sample.write_text("import os\nfrom os import getenv\nx = os.environ['HOME']\n")
+    assert _environment_reads(sample) == [2, 3]
