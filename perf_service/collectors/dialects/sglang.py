@@ -1,0 +1,142 @@
+"""SGLang's names, 0.4.3 to 0.5.23 (srt/metrics and srt/observability/metrics_collector.py of the releases)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from perf_service.collectors.dialects.base import Dialect, GaugeFact, Merge, Rule, having
+from perf_service.models.metrics import Counter, Engine, Gauge, Hist
+
+_GIB: Final = float(1 << 30)
+_POST: Final = having("method", "", "POST")
+
+
+def _status(first_digit: str) -> tuple[str, frozenset[str], bool]:
+    return having("status_code", *(f"{first_digit}{rest:02d}" for rest in range(100)))
+
+
+_GAUGES: Final = (
+    Rule(Gauge.RUNNING_REQUESTS, ("sglang:num_running_reqs",)),
+    Rule(Gauge.WAITING_REQUESTS, ("sglang:num_queue_reqs",)),
+    Rule(Gauge.GRAMMAR_QUEUE_REQUESTS, ("sglang:num_grammar_queue_reqs",)),
+    # Largest over the pools (full attention, sliding window, Mamba); evictable prefix cache counts as free.
+    Rule(Gauge.KV_CACHE_USAGE_RATIO, ("sglang:token_usage",), merge=Merge.MEAN),
+    Rule(Gauge.KV_CAPACITY_TOKENS, ("sglang:max_total_num_tokens",)),
+    Rule(Gauge.KV_USED_TOKENS, ("sglang:kv_used_tokens", "sglang:num_used_tokens")),
+    # Of the last prefill batch, not of a window.
+    Rule(Gauge.PREFIX_CACHE_HIT_RATIO, ("sglang:cache_hit_rate",), merge=Merge.MEAN),
+    Rule(Gauge.GENERATION_TOKENS_PER_SECOND, ("sglang:gen_throughput",)),
+    # Of the last interval. No multiprocess mode is declared, so it carries a pid.
+    Rule(Gauge.RETRACTED_REQUESTS, ("sglang:num_retracted_reqs",)),
+    Rule(Gauge.NEW_TOKEN_RATIO, ("sglang:new_token_ratio",), merge=Merge.MEAN),
+    Rule(Gauge.FORWARD_OCCUPANCY_RATIO, ("sglang:fwd_occupancy",), merge=Merge.MEAN),
+    Rule(Gauge.CUDA_GRAPH_ENABLED, ("sglang:is_cuda_graph",), merge=Merge.MIN),
+    Rule(Gauge.SPEC_ACCEPT_LENGTH_TOKENS, ("sglang:spec_accept_length",), merge=Merge.MEAN),
+    Rule(Gauge.LORA_SLOTS_USED, ("sglang:lora_pool_slots_used",)),
+    # A gauge despite its name.
+    Rule(Gauge.LORA_SLOTS_TOTAL, ("sglang:lora_pool_slots_total",)),
+    Rule(
+        Gauge.STARTUP_AVAILABLE_GPU_MEMORY_BYTES,
+        ("sglang:startup_available_gpu_memory_gb",),
+        merge=Merge.MIN,
+        scale=_GIB,
+    ),
+    Rule(Gauge.RESIDENT_MEMORY_BYTES, ("process_resident_memory_bytes",), foreign=True),
+)
+
+_COUNTERS: Final = (
+    Rule(Counter.PROMPT_TOKENS, ("sglang:prompt_tokens_total",)),
+    Rule(Counter.PROMPT_CACHED_TOKENS, ("sglang:cached_tokens_total",)),
+    Rule(Counter.GENERATION_TOKENS, ("sglang:generation_tokens_total",)),
+    # There is no finish reason: this counts every request that was served to its end.
+    Rule(Counter.REQUESTS_SUCCEEDED, ("sglang:num_requests_total",)),
+    Rule(Counter.REQUESTS_ABORTED, ("sglang:num_aborted_requests_total", "sglang:num_aborted_requests")),
+    # 0.5.7 has the counter; 0.5.6 to 0.5.10 a histogram per request, whose sum are the retractions; 0.4.10 to 0.5.2 a gauge.
+    Rule(
+        Counter.PREEMPTIONS,
+        ("sglang:num_retracted_requests_total", "sglang:num_retractions_sum", "sglang:total_retracted_reqs"),
+    ),
+    # Since 0.5.18; before, tokens served from the cache over prompt tokens say the same at the end of each request.
+    Rule(Counter.PREFIX_CACHE_QUERIES_TOKENS, ("sglang:prefill_effective_tokens_total", "sglang:prompt_tokens_total")),
+    Rule(
+        Counter.PREFIX_CACHE_HITS_TOKENS,
+        ("sglang:prefill_effective_tokens_total", "sglang:cached_tokens_total"),
+        where=(having("mode", "", "device_hit", "host_hit", "storage_hit"),),
+    ),
+    Rule(Counter.EVICTED_TOKENS, ("sglang:evicted_tokens_total",)),
+    Rule(Counter.SPEC_DRAFTS, ("sglang:spec_verify_calls_total",)),
+    Rule(
+        Counter.PROCESS_CPU_SECONDS,
+        ("sglang:process_cpu_seconds_total", "process_cpu_seconds_total"),
+        foreign=True,
+    ),
+    Rule(Counter.HTTP_2XX_RESPONSES, ("sglang:http_responses_total",), (_status("2"), _POST), foreign=True),
+    Rule(Counter.HTTP_4XX_RESPONSES, ("sglang:http_responses_total",), (_status("4"), _POST), foreign=True),
+    Rule(Counter.HTTP_5XX_RESPONSES, ("sglang:http_responses_total",), (_status("5"), _POST), foreign=True),
+)
+
+_HISTOGRAMS: Final = (
+    Rule(Hist.TTFT_SECONDS, ("sglang:time_to_first_token_seconds",)),
+    Rule(Hist.ITL_SECONDS, ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds")),
+    Rule(Hist.TPOT_SECONDS, ("sglang:request_time_per_output_token_seconds",)),
+    Rule(Hist.E2E_SECONDS, ("sglang:e2e_request_latency_seconds",)),
+    Rule(Hist.QUEUE_SECONDS, ("sglang:queue_time_seconds", "sglang:queue_time_s")),
+    # Only the forward passes of the prefill; a chunked prompt has several.
+    Rule(
+        Hist.PREFILL_SECONDS,
+        ("sglang:per_stage_req_latency_seconds",),
+        where=(having("stage", "prefill_forward"),),
+        derived=True,
+    ),
+    Rule(Hist.PROMPT_TOKENS, ("sglang:prompt_tokens_histogram",)),
+    Rule(Hist.GENERATION_TOKENS, ("sglang:generation_tokens_histogram",)),
+    Rule(Hist.PREFILL_COMPUTED_TOKENS, ("sglang:uncached_prompt_tokens_histogram",)),
+    Rule(Hist.PREEMPTIONS, ("sglang:num_retractions",)),
+)
+
+# Families of 0.4.3 to 0.5.23 that exist and are not used.
+_KNOWN_ELSEWHERE: Final = tuple(
+    "sglang:" + name
+    for name in (
+        "avg_request_queue_latency backup_ backuped_tokens_total cache_config_info cache_hit_rate cached_tokens context_len "
+        "cuda_graph_passes decode_ dp_attention_ dp_cooperation_ encoder_ engine_load_weights_time engine_startup_time "
+        "eplb_ estimated_ evicted_tokens eviction_duration_seconds failed_session_recoveries forward_execution_seconds "
+        "full_token_usage func_latency_seconds func_latency get_loads_duration_seconds gpu_execution_seconds "
+        "gpu_overlap_wait_seconds grammar_ graph_memory_usage_gb hicache_ http_ is_cuda_graph kv_available_tokens "
+        "kv_cache_memory_usage_gb kv_evictable_tokens kv_transfer_ load_back_ lora_pool_ mamba_ "
+        "max_running_requests_under_SLO max_total_num_tokens_swa new_token_ratio num_bootstrap_failed_reqs num_decode_ "
+        "num_grammar_ num_pages num_paused_reqs num_prefill_ num_requests_received num_retracted_ "
+        "num_running_reqs_offline_batch num_so_requests num_streaming_sessions num_transfer_failed_reqs "
+        "num_unique_running_routing_keys page_size pending_prealloc_token_usage per_stage_req_latency_seconds "
+        "prealloc_ prefetch_ prefetched_tokens_total prefill_delayer_ prefill_effective_tokens process_cpu_seconds "
+        "queue_time_seconds realtime_tokens routing_key scheduler_ spec_ startup_ storage_ streaming_session_held_tokens "
+        "swa_ time_to_first_token_seconds_offline_batch utilization weight_load_duration_seconds weight_memory_usage_gb"
+    ).split()
+)
+
+SGLANG: Final = Dialect(
+    engine=Engine.SGLANG,
+    prefix="sglang:",
+    aliases=("sglang_",),
+    rules=(*_GAUGES, *_COUNTERS, *_HISTOGRAMS),
+    rank_labels=("dp_rank",),
+    # Every tensor- or pipeline-parallel rank and every process reports the same requests.
+    replica_labels=("tp_rank", "pp_rank", "moe_ep_rank", "pid"),
+    # With priority scheduling the total stands under priority="".
+    totals={"priority": "", "cache_source": "total"},
+    facts=(
+        GaugeFact("sglang:max_total_num_tokens", "max_total_num_tokens"),
+        GaugeFact("sglang:page_size", "page_size"),
+        GaugeFact("sglang:context_len", "context_length"),
+    ),
+    known_elsewhere=_KNOWN_ELSEWHERE,
+    core=(
+        Gauge.RUNNING_REQUESTS,
+        Gauge.WAITING_REQUESTS,
+        Gauge.KV_CACHE_USAGE_RATIO,
+        Counter.GENERATION_TOKENS,
+        Counter.REQUESTS_SUCCEEDED,
+        Hist.TTFT_SECONDS,
+        Hist.E2E_SECONDS,
+    ),
+)

@@ -1,0 +1,125 @@
+"""Histograms: from the series of a page, added over ranks, and subtracted between two pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from perf_service.collectors.dialects.base import Part, Slot
+from perf_service.models.metrics import DataIssue, Hist, Histogram, IssueCode, IssueLevel
+
+_TOLERANCE: Final = 1e-6
+"""Relative slack when comparing sums of floats: `_sum` is a running float addition inside the engine."""
+
+
+class HistogramReader:
+    """Puts one histogram together from the slots and values of one page; what is wrong with it is in `issues`."""
+
+    def __init__(self, name: str, target: Hist) -> None:
+        self.issues: list[DataIssue] = []
+        self._name = name
+        self._target = target
+
+    def read(self, entries: list[tuple[Slot, float]]) -> Histogram | None:
+        """The histogram, added over ranks; None where the page's series do not make one."""
+        parts: dict[tuple[str, str], _Parts] = {}
+        for slot, value in entries:
+            if slot.part is Part.BARE:
+                self._note(
+                    IssueCode.WRONG_TYPE,
+                    f"{self._name} has the plain value {value:g}, but it is a histogram: without _sum and _count "
+                    "it says nothing and is left out.",
+                )
+                continue
+            if not math.isfinite(value):
+                self._note(IssueCode.NOT_FINITE, f"{self._name}_{slot.part.value} is {value}; it is left out.")
+                return None
+            if value < 0:
+                self._note(IssueCode.NEGATIVE_COUNTER, f"{self._name}_{slot.part.value} is {value:g}; it is left out.")
+                return None
+            key = (slot.rank, slot.replica)
+            found = parts.get(key)
+            if found is None:
+                found = parts[key] = _Parts()
+            found.add(slot, value)
+        ranks: dict[str, Histogram] = {}
+        for (rank, _), collected in parts.items():
+            histogram = self._assemble(collected)
+            if histogram is not None and (rank not in ranks or histogram.count > ranks[rank].count):
+                ranks[rank] = histogram
+        if not ranks:
+            return None
+        total = added(ranks.values())
+        if not total.bounds and all(histogram.bounds for histogram in ranks.values()):
+            self._note(IssueCode.BUCKETS_CHANGED, f"{self._name} has other buckets on other ranks: only means are known.")
+        return total
+
+    def _assemble(self, parts: _Parts) -> Histogram | None:
+        count = parts.count if parts.count is not None else parts.buckets.pop(math.inf, None)
+        parts.buckets.pop(math.inf, None)
+        if count is None or parts.sum is None:
+            lacking = "_sum" if parts.sum is None else "_count"
+            self._note(IssueCode.TRUNCATED, f"{self._name} has no {lacking}: it is left out.")
+            return None
+        bounds = tuple(sorted(parts.buckets))
+        cumulative = tuple(parts.buckets[bound] for bound in bounds)
+        if any(a > b for a, b in zip(cumulative, (*cumulative[1:], count), strict=True)):
+            self._note(IssueCode.CONSERVATION, f"{self._name}'s buckets do not add up: only its mean is known.")
+            return Histogram(count, parts.sum)
+        return Histogram(count, parts.sum, bounds, cumulative)
+
+    def _note(self, code: IssueCode, message: str) -> None:
+        self.issues.append(DataIssue(code, IssueLevel.WARNING, message, self._target.value))
+
+
+class _Parts:
+    __slots__ = ("buckets", "count", "sum")
+
+    def __init__(self) -> None:
+        self.buckets: dict[float, float] = {}
+        self.sum: float | None = None
+        self.count: float | None = None
+
+    def add(self, slot: Slot, value: float) -> None:
+        if slot.part is Part.BUCKET:
+            assert slot.bound is not None
+            self.buckets[slot.bound] = self.buckets.get(slot.bound, 0.0) + value
+        elif slot.part is Part.SUM:
+            self.sum = (self.sum or 0.0) + value
+        else:
+            self.count = (self.count or 0.0) + value
+
+
+def added(histograms: Iterable[Histogram]) -> Histogram:
+    """The sum of histograms. Where their buckets differ only count and sum are left."""
+    parts = list(histograms)
+    count = math.fsum(part.count for part in parts)
+    total = math.fsum(part.sum for part in parts)
+    layouts = {part.bounds for part in parts if part.bounds or part.count > 0}
+    if len(layouts) != 1:
+        return Histogram(count, total)
+    (bounds,) = layouts
+    rows = [part.cumulative for part in parts if part.bounds]
+    return Histogram(count, total, bounds, tuple(math.fsum(column) for column in zip(*rows, strict=True)))
+
+
+def subtracted(later: Histogram, earlier: Histogram) -> Histogram | None:
+    """What was observed in between. None where the later one is behind the earlier one: a reset.
+
+    Where the bucket bounds changed only count and sum are left.
+    """
+    count, total = later.count - earlier.count, later.sum - earlier.sum
+    if count < 0 or total < -_TOLERANCE * max(1.0, earlier.sum):
+        return None
+    total = max(0.0, total)
+    if later.bounds != earlier.bounds:
+        return Histogram(count, total)
+    differences = [b - a for a, b in zip(earlier.cumulative, later.cumulative, strict=True)]
+    if any(difference < 0 for difference in differences):
+        return None
+    # A scrape is not atomic: buckets of one histogram may be one observation apart. Counts stay cumulative.
+    cumulative: list[float] = []
+    for difference in differences:
+        cumulative.append(min(count, max(difference, cumulative[-1] if cumulative else 0.0)))
+    return Histogram(count, total, later.bounds, tuple(cumulative))
