@@ -82,8 +82,7 @@ class _Parts:
         self.count: float | None = None
 
     def add(self, slot: Slot, value: float) -> None:
-        if slot.part is Part.BUCKET:
-            assert slot.bound is not None
+        if slot.bound is not None:
             self.buckets[slot.bound] = self.buckets.get(slot.bound, 0.0) + value
         elif slot.part is Part.SUM:
             self.sum = (self.sum or 0.0) + value

@@ -170,7 +170,8 @@ class _Reading:
         own = 0
         for series, value in page.samples.items():
             binding = series.binding
-            assert isinstance(binding, Binding)
+            if not isinstance(binding, Binding):
+                continue
             if binding.own:
                 own += 1
             for slot in binding.slots:

@@ -97,9 +97,7 @@ class Slot:
 
     __slots__ = ("bound", "group", "is_class", "part", "rank", "replica")
 
-    def __init__(
-        self, rule: int, spelling: int, part: Part, rank: str, replica: str, is_class: bool, bound: float | None
-    ) -> None:
+    def __init__(self, rule: int, spelling: int, part: Part, rank: str, replica: str, is_class: bool, bound: float | None) -> None:
         self.group = group_of(rule, spelling)
         self.part = part
         self.rank = rank

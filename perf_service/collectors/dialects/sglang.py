@@ -95,23 +95,83 @@ _HISTOGRAMS: Final = (
 )
 
 # Families of 0.4.3 to 0.5.23 that exist and are not used.
-_KNOWN_ELSEWHERE: Final = tuple(
-    "sglang:" + name
-    for name in (
-        "avg_request_queue_latency backup_ backuped_tokens_total cache_config_info cache_hit_rate cached_tokens context_len "
-        "cuda_graph_passes decode_ dp_attention_ dp_cooperation_ encoder_ engine_load_weights_time engine_startup_time "
-        "eplb_ estimated_ evicted_tokens eviction_duration_seconds failed_session_recoveries forward_execution_seconds "
-        "full_token_usage func_latency_seconds func_latency get_loads_duration_seconds gpu_execution_seconds "
-        "gpu_overlap_wait_seconds grammar_ graph_memory_usage_gb hicache_ http_ is_cuda_graph kv_available_tokens "
-        "kv_cache_memory_usage_gb kv_evictable_tokens kv_transfer_ load_back_ lora_pool_ mamba_ "
-        "max_running_requests_under_SLO max_total_num_tokens_swa new_token_ratio num_bootstrap_failed_reqs num_decode_ "
-        "num_grammar_ num_pages num_paused_reqs num_prefill_ num_requests_received num_retracted_ "
-        "num_running_reqs_offline_batch num_so_requests num_streaming_sessions num_transfer_failed_reqs "
-        "num_unique_running_routing_keys page_size pending_prealloc_token_usage per_stage_req_latency_seconds "
-        "prealloc_ prefetch_ prefetched_tokens_total prefill_delayer_ prefill_effective_tokens process_cpu_seconds "
-        "queue_time_seconds realtime_tokens routing_key scheduler_ spec_ startup_ storage_ streaming_session_held_tokens "
-        "swa_ time_to_first_token_seconds_offline_batch utilization weight_load_duration_seconds weight_memory_usage_gb"
-    ).split()
+_KNOWN_ELSEWHERE: Final = (
+    "sglang:avg_request_queue_latency",
+    "sglang:backup_",
+    "sglang:backuped_tokens_total",
+    "sglang:cache_config_info",
+    "sglang:cache_hit_rate",
+    "sglang:cached_tokens",
+    "sglang:context_len",
+    "sglang:cuda_graph_passes",
+    "sglang:decode_",
+    "sglang:dp_attention_",
+    "sglang:dp_cooperation_",
+    "sglang:encoder_",
+    "sglang:engine_load_weights_time",
+    "sglang:engine_startup_time",
+    "sglang:eplb_",
+    "sglang:estimated_",
+    "sglang:evicted_tokens",
+    "sglang:eviction_duration_seconds",
+    "sglang:failed_session_recoveries",
+    "sglang:forward_execution_seconds",
+    "sglang:full_token_usage",
+    "sglang:func_latency_seconds",
+    "sglang:func_latency",
+    "sglang:get_loads_duration_seconds",
+    "sglang:gpu_execution_seconds",
+    "sglang:gpu_overlap_wait_seconds",
+    "sglang:grammar_",
+    "sglang:graph_memory_usage_gb",
+    "sglang:hicache_",
+    "sglang:http_",
+    "sglang:is_cuda_graph",
+    "sglang:kv_available_tokens",
+    "sglang:kv_cache_memory_usage_gb",
+    "sglang:kv_evictable_tokens",
+    "sglang:kv_transfer_",
+    "sglang:load_back_",
+    "sglang:lora_pool_",
+    "sglang:mamba_",
+    "sglang:max_running_requests_under_SLO",
+    "sglang:max_total_num_tokens_swa",
+    "sglang:new_token_ratio",
+    "sglang:num_bootstrap_failed_reqs",
+    "sglang:num_decode_",
+    "sglang:num_grammar_",
+    "sglang:num_pages",
+    "sglang:num_paused_reqs",
+    "sglang:num_prefill_",
+    "sglang:num_requests_received",
+    "sglang:num_retracted_",
+    "sglang:num_running_reqs_offline_batch",
+    "sglang:num_so_requests",
+    "sglang:num_streaming_sessions",
+    "sglang:num_transfer_failed_reqs",
+    "sglang:num_unique_running_routing_keys",
+    "sglang:page_size",
+    "sglang:pending_prealloc_token_usage",
+    "sglang:per_stage_req_latency_seconds",
+    "sglang:prealloc_",
+    "sglang:prefetch_",
+    "sglang:prefetched_tokens_total",
+    "sglang:prefill_delayer_",
+    "sglang:prefill_effective_tokens",
+    "sglang:process_cpu_seconds",
+    "sglang:queue_time_seconds",
+    "sglang:realtime_tokens",
+    "sglang:routing_key",
+    "sglang:scheduler_",
+    "sglang:spec_",
+    "sglang:startup_",
+    "sglang:storage_",
+    "sglang:streaming_session_held_tokens",
+    "sglang:swa_",
+    "sglang:time_to_first_token_seconds_offline_batch",
+    "sglang:utilization",
+    "sglang:weight_load_duration_seconds",
+    "sglang:weight_memory_usage_gb",
 )
 
 SGLANG: Final = Dialect(

@@ -25,12 +25,8 @@ _GAUGES: Final = (
     Rule(Gauge.RUNNING_REQUESTS, ("vllm:num_requests_running",)),
     Rule(Gauge.WAITING_REQUESTS, ("vllm:num_requests_waiting",)),
     # Since 0.20. "deferred" is waiting that a larger batch does not cure (LoRA slots, KV transfer).
-    Rule(
-        Gauge.WAITING_CAPACITY_REQUESTS, ("vllm:num_requests_waiting_by_reason",), where=(having("reason", "capacity"),)
-    ),
-    Rule(
-        Gauge.WAITING_DEFERRED_REQUESTS, ("vllm:num_requests_waiting_by_reason",), where=(having("reason", "deferred"),)
-    ),
+    Rule(Gauge.WAITING_CAPACITY_REQUESTS, ("vllm:num_requests_waiting_by_reason",), where=(having("reason", "capacity"),)),
+    Rule(Gauge.WAITING_DEFERRED_REQUESTS, ("vllm:num_requests_waiting_by_reason",), where=(having("reason", "deferred"),)),
     # A ratio despite its name. Renamed in 0.9.2, both exposed until 0.10.2. Every rank has a cache of the same size.
     Rule(Gauge.KV_CACHE_USAGE_RATIO, ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"), merge=Merge.MEAN),
     # V0 only; V1 has counters.
