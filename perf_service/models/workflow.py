@@ -153,6 +153,7 @@ class ReplicaProgress:
     converged_at: float | None = None
     attempts: int = 0
     message: str = ""
+    restarts_before: int = 0  # unasked process restarts that were counted before the first effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,8 @@ class Workflow:
     samples: tuple[StageSample, ...] = ()  # of the present stage
     approval: Approval | None = None
     approval_deadline: float | None = None
+    dry_run: bool = False  # the target changes nothing: stages are walked, not judged
+    phase_started_at: float | None = None
     phase_deadline: float | None = None  # absolute: a restart neither extends nor shortens it
     bake_started_at: float | None = None
     held_since: float | None = None
