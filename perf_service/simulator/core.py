@@ -140,7 +140,7 @@ class EngineCore:
             raise RejectedError(400, "a request needs at least one prompt token and one output token")
         if request.prompt_tokens + request.limit_tokens > self.flags.max_model_len:
             raise RejectedError(
-                400,
+                422 if self.flags.engine == "tgi" else 400,
                 f"this model's maximum context length is {self.flags.max_model_len} tokens; the request needs "
                 f"{request.prompt_tokens} + {request.limit_tokens}",
             )

@@ -59,12 +59,7 @@ class StepTimes:
 
     def step(self, decoding: int, prefill_tokens: int, context_tokens: int = 0) -> float:
         """Duration in seconds of a step with this content."""
-        return (
-            self.base
-            + self.per_seq * decoding
-            + self.per_prefill_token * prefill_tokens
-            + self.per_context_token * context_tokens
-        )
+        return self.base + self.per_seq * decoding + self.per_prefill_token * prefill_tokens + self.per_context_token * context_tokens
 
     def scaled(self, factor: float) -> StepTimes:
         """The same shape on a machine that is ``factor`` times slower."""
@@ -124,6 +119,8 @@ class EngineFlags:
     max_concurrent_requests: int = 128
     max_batch_total_tokens: int | None = None
     max_input_tokens: int | None = None
+    waiting_served_ratio: float = 0.3  # both without effect in a backend that chunks prefill, as in TGI 3
+    max_waiting_tokens: int = 20
 
     def changed(self, changes: Mapping[str, Any]) -> EngineFlags:
         """A copy with some fields changed. Raises FlagError on a name that is not a field."""
@@ -153,9 +150,7 @@ class ResolvedEngine:
         return self.num_blocks * self.flags.kv_block_tokens
 
 
-def resolve(
-    flags: EngineFlags, step_times: StepTimes | None = None, hardware: Hardware | None = None
-) -> ResolvedEngine:
+def resolve(flags: EngineFlags, step_times: StepTimes | None = None, hardware: Hardware | None = None) -> ResolvedEngine:
     """Checks the flags as the engine does at start and works out KV capacity and effective step times.
 
     Raises FlagError with the text that the start-up log would show.
@@ -172,6 +167,8 @@ def resolve(
         raise FlagError(f"schedule_conservativeness is {flags.schedule_conservativeness}; it must be positive")
     if flags.engine == "vllm":
         _check_vllm(flags)
+    if flags.engine == "sglang" and flags.max_num_batched_tokens % flags.block_size:
+        raise FlagError(f"chunked_prefill_size ({flags.max_num_batched_tokens}) must be a multiple of page_size ({flags.block_size})")
     num_blocks = _num_blocks(flags, hw)
     capacity = num_blocks * flags.kv_block_tokens
     if capacity < flags.max_model_len:
@@ -193,8 +190,7 @@ def resolve(
 def _check_vllm(flags: EngineFlags) -> None:
     if flags.max_num_batched_tokens < flags.max_num_seqs:
         raise FlagError(
-            f"max_num_batched_tokens ({flags.max_num_batched_tokens}) must be greater than or equal to "
-            f"max_num_seqs ({flags.max_num_seqs})"
+            f"max_num_batched_tokens ({flags.max_num_batched_tokens}) must be greater than or equal to max_num_seqs ({flags.max_num_seqs})"
         )
     if not flags.enable_chunked_prefill and flags.max_num_batched_tokens < flags.max_model_len:
         raise FlagError(

@@ -145,9 +145,7 @@ class VirtualFleet:
         self._clients = 0
         self._stopped = False
         chosen = flags or EngineFlags()
-        self.replicas = [
-            VirtualReplica(self, i, chosen, epoch - startup_seconds, epoch) for i in range(replicas)
-        ]
+        self.replicas = [VirtualReplica(self, i, chosen, epoch - startup_seconds, epoch) for i in range(replicas)]
         self.workload = workload
         if workload is not None:
             self._start_load(workload)
@@ -305,9 +303,7 @@ def simulate(
     the load stops at the end and the run goes on until every request is answered; the report then
     counts the whole time, as a load generator does. Raises FlagError on flags the engine refuses.
     """
-    fleet = VirtualFleet(
-        1, flags, workload=workload, step_times=step_times, hardware=hardware, seed=seed, model_name=model_name
-    )
+    fleet = VirtualFleet(1, flags, workload=workload, step_times=step_times, hardware=hardware, seed=seed, model_name=model_name)
     pages = [fleet.scrape()]
     end = fleet.clock + duration_s
     while fleet.clock < end - 1e-9:
