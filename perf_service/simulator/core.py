@@ -276,7 +276,8 @@ class EngineCore:
 
     def _finish(self, seq: SeqState, end: float) -> None:
         stats, first, scheduled = self.stats, seq.first_token, seq.first_scheduled
-        assert first is not None and scheduled is not None  # noqa: S101 - it has emitted a token
+        if first is None or scheduled is None:
+            raise RuntimeError("a request finished without having been scheduled")
         decode = end - first
         stats.add(f"finished_{seq.request.finish_reason}")
         for name, value in (

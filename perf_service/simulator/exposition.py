@@ -47,6 +47,9 @@ def render(core: EngineCore, context: PageContext, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+_go_float: Callable[[float], str] = floatToGoString
+
+
 class _Values(dict[str, float]):
     """Template values; a counter that was never touched is zero."""
 
@@ -109,7 +112,7 @@ def _compile(line: str) -> tuple[str | None, _Renderer]:
             shown = _fill(text, context)
             if "$CACHE_CONFIG" in shown:
                 shown = shown.replace("$CACHE_CONFIG", cache_config_labels(core))
-        lines.append(shown if key is None else f"{shown} {floatToGoString(values[key])}")
+        lines.append(shown if key is None else f"{shown} {_go_float(values[key])}")
 
     return condition, renderer
 
@@ -132,9 +135,9 @@ def _histogram(family: str, name: str, labels: str) -> _Renderer:
         before, after = filled.split("$LE")
         prefix, suffix = f"{family}_bucket{{{before}", after + "}"
         for bound, count in hist.cumulative():
-            lines.append(f"{prefix}{floatToGoString(bound)}{suffix} {floatToGoString(count)}")
-        lines.append(f"{family}_count{short} {floatToGoString(hist.count)}")
-        lines.append(f"{family}_sum{short} {floatToGoString(hist.sum)}")
+            lines.append(f"{prefix}{_go_float(bound)}{suffix} {_go_float(count)}")
+        lines.append(f"{family}_count{short} {_go_float(hist.count)}")
+        lines.append(f"{family}_sum{short} {_go_float(hist.sum)}")
 
     return renderer
 
@@ -197,7 +200,9 @@ def _number(value: float) -> str:
 
 
 def _render_tgi(core: EngineCore) -> str:
-    g, lines, seen = core.gauges, [], set()
+    g = core.gauges
+    lines: list[str] = []
+    seen: set[str] = set()
     counters = dict(core.stats.counters)
     counters["succeeded"] = core.stats.get("finished_length") + core.stats.get("finished_stop")
 

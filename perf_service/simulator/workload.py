@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -198,7 +199,7 @@ class Ledger:
         self.e2e.append(end - sent)
         if times:
             self.ttft.append(times[0] - sent)
-            self.itl.extend(b - a for a, b in zip(times, times[1:], strict=False))
+            self.itl.extend(b - a for a, b in itertools.pairwise(times))
             if output_tokens > 1:
                 self.tpot.append((end - times[0]) / (output_tokens - 1))
 
