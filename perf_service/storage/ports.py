@@ -92,6 +92,7 @@ class SnapshotStore(Protocol):
         self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""
     ) -> Page[Snapshot]: ...
     async def prune_snapshots(self, *, before: float) -> int: ...  # number deleted
+    async def thin_snapshots(self, *, before: float, keep_every_seconds: float) -> int: ...  # downsampling; number deleted
 
 
 class AnalysisStore(Protocol):
@@ -113,7 +114,11 @@ class WorkflowStore(Protocol):
     """Workflows, their events, commands and leases: what makes a rollout durable."""
 
     async def create_workflow(self, workflow: Workflow, events: Sequence[Event]) -> Workflow:
-        """Insert with its first events. WORKFLOW_ACTIVE_ON_FLEET (metadata `workflow_id`) if the fleet has one that is not terminal."""
+        """Insert with its first events. WORKFLOW_ACTIVE_ON_FLEET (metadata `workflow_id`) if the fleet has one that is not terminal.
+
+        Idempotent by `request.request_id`, where it has one: the same request again returns the workflow as it is now (maybe under
+        another id than the given one); REQUEST_ID_REUSED for another request.
+        """
         ...
 
     async def get_workflow(self, workflow_id: str) -> Workflow: ...
@@ -130,12 +135,17 @@ class WorkflowStore(Protocol):
         """State and its events in one transaction: `WHERE version = expect_version` and, with a fence, the lease still being ours.
 
         Returns the workflow with version + 1. ConflictError ETAG_MISMATCH on another version; LEASE_LOST on another fence.
-        Event sequences must continue `last_sequence` without a gap, else ValueError.
+        Event sequences must continue `last_sequence` without a gap, else ValueError. A terminal workflow never changes again:
+        WORKFLOW_WRONG_STATE.
         """
         ...
 
     async def events_after(self, workflow_id: str, after_sequence: int, *, limit: int = 500) -> Sequence[Event]:
         """Events in order with sequence > after_sequence. CURSOR_OUT_OF_RANGE if it lies beyond the last one."""
+        ...
+
+    async def wait_for_events(self, workflow_id: str, after_sequence: int, timeout_seconds: float) -> bool:
+        """True once there are events with sequence > after_sequence (at once if there are already), False when the time is over."""
         ...
 
     async def acquire_lease(self, owner: str, ttl_seconds: float, *, workflow_id: str | None = None) -> Lease | None:
@@ -156,6 +166,8 @@ class RequestLog(Protocol):
     async def recall(self, method: str, request_id: str, body_hash: str) -> bytes | None:
         """The earlier response; None for a new id; REQUEST_ID_REUSED if the id came with another body."""
         ...
+
+    async def prune_requests(self, *, before: float) -> int: ...  # number deleted
 
 
 class LedgerStore(Protocol):

@@ -1,0 +1,1 @@
+"""Alembic migrations of the store. A revision, once released, never changes."""
