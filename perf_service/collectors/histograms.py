@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final
 
 from perf_service.collectors.dialects.base import Part, Slot
@@ -64,7 +65,7 @@ class HistogramReader:
             return None
         bounds = tuple(sorted(parts.buckets))
         cumulative = tuple(parts.buckets[bound] for bound in bounds)
-        if any(a > b for a, b in zip(cumulative, (*cumulative[1:], count), strict=True)):
+        if any(a > b for a, b in pairwise((*cumulative, count))):
             self._note(IssueCode.CONSERVATION, f"{self._name}'s buckets do not add up: only its mean is known.")
             return Histogram(count, parts.sum)
         return Histogram(count, parts.sum, bounds, cumulative)

@@ -340,7 +340,8 @@ def _nothing_known(engine: Engine, body: bytes | str) -> DataIssue:
         text = f"The page is one of {other.value}, not of {engine.value}: set the instance's engine to {other.value}."
         return DataIssue(IssueCode.ENGINE_MISMATCH, IssueLevel.BLOCKING, text)
     hint = " Metrics are off unless it was started with --enable-metrics." if engine is Engine.SGLANG else ""
-    text = f"The page has no metric of {engine.value} that is known.{hint}"
+    what = "The page is empty" if not body.strip() else "The page has no metric of the engine that is known"
+    text = f"{what}: nothing can be said about this {engine.value} server.{hint}"
     return DataIssue(IssueCode.NO_KNOWN_METRICS, IssueLevel.BLOCKING, text)
 
 

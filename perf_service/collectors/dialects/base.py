@@ -105,6 +105,11 @@ class Slot:
         self.is_class = is_class
         self.bound = bound
 
+    @property
+    def rule(self) -> int:
+        """Index of the rule among the dialect's rules."""
+        return self.group // MAX_SPELLINGS
+
 
 class Binding:
     """All that one series feeds: its slots, its labels where they are configuration, its configuration facts."""

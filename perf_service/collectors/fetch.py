@@ -1,0 +1,227 @@
+"""Fetch one page over HTTP: time, size and address limits, no redirects, and errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
+from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
+from perf_service.models.errors import CollectError, ErrorReason
+
+DEFAULT_TIMEOUT_SECONDS: Final = 10.0
+"""A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
+CONNECT_TIMEOUT_SECONDS: Final = 3.0
+_ACCEPT: Final = "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"
+_HTML: Final = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
+
+
+class EndpointTimeoutError(CollectError, httpx.TimeoutException, TimeoutError):
+    """The endpoint did not answer in time. Also a `TimeoutError` and httpx's own, for callers that know those."""
+
+
+class EndpointUnreachableError(CollectError, httpx.ConnectError, ConnectionError):
+    """No connection, or it broke. Also a `ConnectionError` and httpx's own, for callers that know those."""
+
+
+class EndpointStatusError(CollectError):
+    """The endpoint answered with a status other than 200."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedPage:
+    """A page as it came: the body, decompressed, and where it was read from."""
+
+    url: str
+    body: bytes
+    content_type: str = ""
+
+
+def looks_like_html(body: bytes) -> bool:
+    """Whether a body begins as an HTML or XML document does."""
+    return _HTML.match(body) is not None
+
+
+def base_url(endpoint: str) -> str:
+    """The server's base URL, of a base URL, a /metrics URL or a plain host:port. See `metrics_url` for errors."""
+    parts = urlsplit(metrics_url(endpoint))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.removesuffix("/metrics"), "", ""))
+
+
+def metrics_url(endpoint: str) -> str:
+    """The page's URL, of a base URL, a /metrics URL or a plain host:port.
+
+    Raises:
+        CollectError: ENDPOINT_INVALID when it is not an http or https URL with a host, or carries credentials.
+    """
+    text = endpoint.strip()
+    if "://" not in text:
+        text = f"http://{text}"
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise _invalid(endpoint, str(error)) from error
+    if parts.scheme not in ("http", "https"):
+        raise _invalid(endpoint, f"its scheme is {parts.scheme!r}, not http or https")
+    if not host or any(char.isspace() or ord(char) < 32 for char in text):
+        raise _invalid(endpoint, "it has no host" if not host else "it contains white space")
+    if parts.username is not None or parts.password is not None:
+        raise _invalid(f"{parts.scheme}://...@{host}", "it carries credentials, which would end up in logs")
+    path = parts.path.rstrip("/")
+    if not path.endswith("/metrics"):
+        path += "/metrics"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+class Fetcher:
+    """Fetches pages over one `httpx.AsyncClient` with limits. An async context manager.
+
+    `timeout` is the total time in seconds for one page: connecting, waiting and reading.
+    """
+
+    def __init__(
+        self,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        policy: NetworkPolicy | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.client = httpx.AsyncClient(
+            transport=LimitedTransport(policy or NetworkPolicy(), max_body_bytes),
+            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
+            follow_redirects=False,
+            trust_env=False,
+            headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
+        )
+
+    async def __aenter__(self) -> Fetcher:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    async def fetch(self, endpoint: str, *, check_body: bool = True) -> FetchedPage:
+        """The metrics page of an engine. `endpoint` is its base URL, its /metrics URL or host:port.
+
+        With `check_body` off an empty or HTML body is returned as it is.
+
+        Raises:
+            EndpointTimeoutError: ENDPOINT_TIMEOUT.
+            EndpointUnreachableError: ENDPOINT_UNREACHABLE, connection refused, reset, or broken off.
+            EndpointStatusError: ENDPOINT_HTTP_STATUS, ENDPOINT_REDIRECTED.
+            CollectError: ENDPOINT_INVALID, ENDPOINT_FORBIDDEN, BODY_TOO_LARGE, BODY_EMPTY, BODY_NOT_METRICS.
+        """
+        page = await self._get(metrics_url(endpoint))
+        if check_body:
+            _check_body(page)
+        return page
+
+    async def fetch_json(self, url: str) -> dict[str, Any]:
+        """A JSON object from an engine's introspection endpoint. Raises as `fetch`, BODY_NOT_METRICS for other content."""
+        page = await self._get(url)
+        try:
+            content = json.loads(page.body)
+        except ValueError as error:
+            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} does not answer with JSON.", {"url": url}) from error
+        if not isinstance(content, dict):
+            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} does not answer with a JSON object.", {"url": url})
+        return content
+
+    async def _get(self, url: str) -> FetchedPage:
+        try:
+            async with asyncio.timeout(self.timeout):
+                response = await self.client.get(url)
+        except CollectError:
+            raise
+        except (httpx.TimeoutException, TimeoutError) as error:
+            raise EndpointTimeoutError(
+                ErrorReason.ENDPOINT_TIMEOUT,
+                f"{url} did not answer within {self.timeout:g} s. Check that the engine is not hung, or raise the timeout.",
+                {"url": url, "timeout_seconds": f"{self.timeout:g}"},
+                retry_after_seconds=self.timeout,
+            ) from error
+        except httpx.DecodingError as error:
+            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} sent a body that cannot be read: {error}.", {"url": url}) from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise _invalid(url, str(error)) from error
+        except (httpx.HTTPError, OSError) as error:
+            raise EndpointUnreachableError(
+                ErrorReason.ENDPOINT_UNREACHABLE,
+                f"{url} cannot be reached: {str(error) or type(error).__name__}. Check the address, and that the engine runs.",
+                {"url": url},
+                retry_after_seconds=5.0,
+            ) from error
+        return _page_of(url, response)
+
+
+def _page_of(url: str, response: Any) -> FetchedPage:
+    """The page in a response. Of anything but an `httpx.Response` only `.status_code` and `.text` are relied on."""
+    status = response.status_code if isinstance(response.status_code, int) else 200
+    location = content_type = ""
+    if isinstance(response, httpx.Response):
+        content_type = response.headers.get("content-type", "")
+        location = response.headers.get("location", "")
+    if 300 <= status < 400:
+        raise EndpointStatusError(
+            ErrorReason.ENDPOINT_REDIRECTED,
+            f"{url} redirects{f' to {location[:200]}' if location else ''} (HTTP {status}); redirects are not followed. "
+            "Register the final address.",
+            {"url": url, "status": str(status), "location": location[:200]},
+        )
+    if status != 200:
+        raise EndpointStatusError(
+            ErrorReason.ENDPOINT_HTTP_STATUS,
+            f"{url} answered HTTP {status}. {_status_hint(status)}",
+            {"url": url, "status": str(status)},
+        )
+    if isinstance(response, httpx.Response):
+        body = response.content
+    else:
+        body = response.text.encode("utf-8", "replace") if isinstance(response.text, str) else bytes(response.text)
+    return FetchedPage(url, body, content_type)
+
+
+def _status_hint(status: int) -> str:
+    if status == 404:
+        return "Metrics may be off (SGLang needs --enable-metrics), or the path is not /metrics."
+    if status in (401, 403):
+        return "The page is protected; the service cannot log in there."
+    return "The engine may be starting or broken; see its log."
+
+
+def _check_body(page: FetchedPage) -> None:
+    if not page.body.strip():
+        raise CollectError(
+            ErrorReason.BODY_EMPTY,
+            f"{page.url} answered with an empty page. Check that the engine's metrics are on.",
+            {"url": page.url},
+        )
+    kind = page.content_type.partition(";")[0].strip().lower()
+    if kind in ("text/html", "application/xhtml+xml", "application/json") or looks_like_html(page.body):
+        what = "JSON" if kind == "application/json" else "an HTML page"
+        raise CollectError(
+            ErrorReason.BODY_NOT_METRICS,
+            f"{page.url} answered with {what}, not with metrics. Check the port and path: a proxy or web page may be there.",
+            {"url": page.url, "content_type": kind},
+        )
+
+
+def _invalid(endpoint: str, why: str) -> CollectError:
+    return CollectError(
+        ErrorReason.ENDPOINT_INVALID,
+        f"{endpoint!r} is not an endpoint: {why}. Write for example http://10.0.0.5:8000.",
+        {"endpoint": endpoint},
+    )
