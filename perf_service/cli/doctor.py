@@ -1,0 +1,198 @@
+"""`perf-service doctor`: a diagnosis from saved pages or a live URL, with no server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from perf_service.cli.console import Output, OutputOption, out, working
+from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, spaced
+from perf_service.cli.settings_text import parse_settings
+from perf_service.models.config import EngineConfig
+from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.metrics import Engine
+from perf_service.models.slo import SLOTarget, parse_slo
+
+if TYPE_CHECKING:
+    from perf_service.models.analysis import Analysis
+    from perf_service.models.metrics import Snapshot
+    from perf_service.models.plan import Plan, PredictedEffect, Prediction
+    from perf_service.models.window import Window
+
+__all__ = ["Diagnosis", "EngineChoice", "diagnose", "doctor"]
+
+DEFAULT_INTERVAL_SECONDS = 10.0
+EngineChoice = Annotated[str, typer.Option("--engine", help="auto, vllm, sglang or tgi.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that `doctor` found."""
+
+    snapshots: tuple[Snapshot, ...]
+    window: Window | None
+    analysis: Analysis
+    plan: Plan
+    what_if: tuple[Prediction, Prediction, tuple[PredictedEffect, ...]] | None = None
+
+
+def doctor(
+    pages: Annotated[
+        list[str],
+        typer.Argument(metavar="PAGE...", help="A saved /metrics page (.gz too), a directory of pages, or a URL.", show_default=False),
+    ],
+    engine: EngineChoice = "auto",
+    slo: Annotated[list[str] | None, typer.Option("--slo", help="An objective, e.g. 'ttft_p95<0.5'. Repeatable.")] = None,
+    config: Annotated[list[str] | None, typer.Option("--config", help="A present launch flag, e.g. max_num_seqs=256. Repeatable.")] = None,
+    what_if: Annotated[list[str] | None, typer.Option("--what-if", help="Predict this change, e.g. max_num_seqs=64. Repeatable.")] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option("--interval", min=0.001, help="Seconds between two scrapes of a URL (default 10), or between the saved pages."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Diagnose an engine from its /metrics pages: cause, evidence, the exact change, and what it would do.
+
+    No server is needed. One page gives lifetime totals only; two or more show the present.
+    """
+    told_engine = parse_engine(engine)
+    objectives = [parse_slo(text) for text in slo or ()]
+    current = parse_settings(config or (), option="--config")
+    changes = parse_settings(what_if or (), option="--what-if")
+    saved = _pages_of(pages, interval)
+    if isinstance(saved, str):
+        snapshots = asyncio.run(_scrape_twice(saved, told_engine, current, interval or DEFAULT_INTERVAL_SECONDS))
+    else:
+        snapshots = snapshots_of(saved, told_engine, current)
+    with working("diagnosing"):
+        diagnosis = diagnose(snapshots, objectives, current, changes)
+    if output is Output.JSON:
+        typer.echo(_json(diagnosis))
+    else:
+        _print(diagnosis)
+
+
+def parse_engine(name: str) -> Engine | None:
+    """None for `auto`. InvalidArgumentError for an engine that is not supported."""
+    if name.lower() == "auto":
+        return None
+    try:
+        return Engine(name.lower())
+    except ValueError:
+        known = ", ".join(e.value for e in Engine)
+        raise InvalidArgumentError(f"--engine {name!r} is not supported; choose auto, {known}", field="engine") from None
+
+
+def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPage] | str:
+    """The saved pages, or the one URL to scrape."""
+    if any(is_url(a) for a in arguments):
+        if len(arguments) > 1:
+            raise InvalidArgumentError("give one URL, or saved pages, not several of both", field="PAGE")
+        return arguments[0]
+    return spaced(read_pages(arguments), interval, now=time.time())
+
+
+def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: EngineConfig) -> list[Snapshot]:
+    """Typed snapshots of saved pages. CollectError where a page is of no engine, or of another than told."""
+    from perf_service.collectors.snapshot import snapshot_of
+
+    snapshots: list[Snapshot] = []
+    for page in pages:
+        detected = engine or (snapshots[0].engine if snapshots else None)
+        snapshots.append(
+            snapshot_of(
+                page.body, "doctor", engine=detected, collected_at=page.collected_at, endpoint=page.name, config=config, strict=True
+            )
+        )
+    return snapshots
+
+
+async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, interval: float) -> list[Snapshot]:
+    from perf_service.collectors.fetch import Fetcher
+
+    pages: list[SavedPage] = []
+    async with Fetcher() as fetcher:
+        for index in range(2):
+            if index:
+                with working(f"waiting {interval:g} s for the second page of {url}"):
+                    await asyncio.sleep(interval)
+            with working(f"reading {url}"):
+                page = await fetcher.fetch(url)
+            check_page(page.url, page.body)
+            pages.append(SavedPage(page.url, page.body, time.time()))
+    return snapshots_of(pages, engine, config)
+
+
+def diagnose(
+    snapshots: Sequence[Snapshot],
+    objectives: Sequence[SLOTarget] = (),
+    current: EngineConfig | None = None,
+    changes: EngineConfig | None = None,
+) -> Diagnosis:
+    """Analyze, plan, and predict the what-if. InvalidArgumentError for a what-if that the engine does not know."""
+    from perf_service.analysis.engine import AnalysisEngine
+    from perf_service.collectors.window import overall_window, windows_of
+    from perf_service.optimization.engine import OptimizationEngine
+    from perf_service.optimization.predictor import Predictor
+
+    last = snapshots[-1]
+    known = (current or EngineConfig()).over(last.config)
+    analysis = AnalysisEngine().analyze(
+        snapshots if len(snapshots) > 1 else last, last.engine, list(objectives) or None, config=known if len(known) else None
+    )
+    plan = OptimizationEngine().generate_plan(
+        analysis, known if len(known) else None, slo_targets=list(objectives) or None, engine_version=last.engine_version
+    )
+    window = overall_window(snapshots)
+    what_if = None
+    if changes and len(changes) and window is not None:
+        what_if = Predictor().predict(windows_of(snapshots) or [window], known, changes.values())
+    return Diagnosis(tuple(snapshots), window, analysis, plan, what_if)
+
+
+def _json(diagnosis: Diagnosis) -> str:
+    from perf_service.cli.jsonable import analysis_json, dumps, plain, plan_json, prediction_json, snapshot_json
+
+    body = {
+        "snapshot": {**snapshot_json(diagnosis.snapshots[-1]), "pages": len(diagnosis.snapshots)},
+        "analysis": analysis_json(diagnosis.analysis),
+        "plan": plan_json(diagnosis.plan),
+    }
+    if diagnosis.what_if is not None:
+        baseline, prediction, effects = diagnosis.what_if
+        body["prediction"] = {**prediction_json(prediction), "baseline": prediction_json(baseline), "effects": plain(effects)}
+    return dumps(body)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    from rich.text import Text
+
+    from perf_service.cli import render, text
+
+    console = out()
+    last, window = diagnosis.snapshots[-1], diagnosis.window
+    head = Text(f"{last.engine.value} {last.engine_version}".strip(), style="bold")
+    if last.model_name:
+        head.append(f"  model {last.model_name}", style="not bold")
+    count = len(diagnosis.snapshots)
+    span = f"{count} page{'s' if count > 1 else ''}"
+    if window is not None and window.lifetime:
+        span += ", totals since the process started"
+    elif window is not None and window.duration_seconds:
+        span += f" over {text.seconds(window.duration_seconds)}"
+    elif count > 1:
+        span += ", time between them unknown: no rates (give --interval SECONDS)"
+    console.print(head.append(f"  {span}", style="dim"))
+    console.print()
+    rows = render.analysis_view(diagnosis.analysis)
+    if window is not None:
+        rows.append(("MEASURED", render.measured_table(window)))
+    rows += render.plan_view(diagnosis.plan)
+    if diagnosis.what_if is not None:
+        rows.append(("WHAT IF", render.prediction_view(diagnosis.what_if[0], diagnosis.what_if[1])))
+    render.sections(console, rows)

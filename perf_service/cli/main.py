@@ -1,0 +1,72 @@
+"""The `perf-service` command: assembles the commands; each lives in a module of its own and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as distribution_version
+
+import typer
+
+from perf_service.cli import doctor, simulate
+from perf_service.cli.console import FAILED, Commands, complain
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    cls=Commands,
+    name="perf-service",
+    help="Finds why an LLM serving fleet misses its SLOs, proposes the exact config change, rolls it out and proves the effect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("doctor")(doctor.doctor)
+app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
+
+# typer carries its own copy of click since 0.26; the class is reached by way of what typer exports, so that both work.
+_UsageBase: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"perf-service {distribution_version('perf-service')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an unexpected failure."),
+) -> None:
+    """Options before the command."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command with these arguments (default: the process's own); returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(args=arguments, prog_name="perf-service", standalone_mode=False)
+    except _UsageBase as error:
+        complain(f"{error.format_message()} (see: perf-service --help)")  # type: ignore[attr-defined]
+        return int(getattr(error, "exit_code", FAILED))
+    except (typer.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone: not an error, but nothing more may be flushed into the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        complain(f"unexpected {type(error).__name__}: {error} (this is a bug; 'perf-service --debug ...' shows where)")
+        return FAILED
+    return int(code or 0)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())
