@@ -312,6 +312,6 @@ def simulate(
     if drain:
         fleet.stop_load()
         while fleet.replicas[0].core.has_work:
-            fleet.advance(scrape_every_s / 10)
+            fleet.advance(0.05)
         pages.append(fleet.scrape())
     return Simulation(pages, fleet.report())
