@@ -132,7 +132,7 @@ _INT: Final = re.compile(r"[+-]?\d+\Z")
 _FLOAT: Final = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?:\.\d*)?[eE][+-]?\d+)\Z")
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)\Z", re.DOTALL)
 _SHELLS: Final = frozenset({"sh", "bash", "ash", "dash", "zsh"})
-_SECRET: Final = re.compile(r"(?:^|_)(?:api_?key|token|password|secret)s?(?:$|_)")
+_SECRET: Final = re.compile(r"(?:^|_)(?:api_?keys?|auth_token|hf_token|token|password|secret)\Z")
 
 
 def parse_launch_args(engine: Engine, args: str | Sequence[str], environment: Mapping[str, str] | None = None) -> EngineConfig:

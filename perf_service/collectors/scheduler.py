@@ -1,0 +1,152 @@
+"""The background scraper: every registered instance at its interval, bounded, with nobody waiting for a hung one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from perf_service.collectors.schedule import Schedule
+from perf_service.collectors.source import MetricsSource
+from perf_service.models.errors import CollectError, ErrorReason
+from perf_service.models.fleet import Instance
+from perf_service.models.metrics import Snapshot
+
+DEFAULT_CONCURRENCY: Final = 256
+"""A hung target holds its place for the fetch timeout; this many can hang before any other waits."""
+
+OnSnapshot = Callable[[Instance, Snapshot], Awaitable[None]]
+OnFailure = Callable[[Instance, CollectError], Awaitable[None]]
+
+
+class Clock(Protocol):
+    """Time as the scheduler sees it. Tests give a virtual one."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    def time(self) -> float:
+        """Unix seconds, stamped on snapshots."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScrapeCounts:
+    """What the scheduler did since its start."""
+
+    succeeded: int = 0
+    failed: int = 0
+    running: int = 0
+
+
+class ScrapeScheduler:
+    """Scrapes instances in the background and hands each snapshot to a callback.
+
+    `add`, `remove` and `hurry` may be called at any time from the loop's thread. A callback that raises counts as a failed
+    scrape (INTERNAL) and stops nothing. `run` is the task; cancel it to stop, it waits for no running scrape.
+    """
+
+    def __init__(
+        self,
+        source: MetricsSource,
+        on_snapshot: OnSnapshot,
+        on_failure: OnFailure | None = None,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        concurrency: int = DEFAULT_CONCURRENCY,
+    ) -> None:
+        self._source = source
+        self._on_snapshot = on_snapshot
+        self._on_failure = on_failure
+        self._clock = clock
+        self._concurrency = concurrency
+        self._schedule = Schedule(rng)
+        self._instances: dict[str, Instance] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._succeeded = self._failed = 0
+
+    @property
+    def counts(self) -> ScrapeCounts:
+        """Scrapes so far and now."""
+        return ScrapeCounts(self._succeeded, self._failed, len(self._tasks))
+
+    def add(self, instance: Instance) -> None:
+        """Scrape this instance from now on; replaces an earlier registration of the same id.
+
+        Raises:
+            ValueError: when its scrape interval is not positive.
+        """
+        self._schedule.add(instance.instance_id, instance.scrape_interval_seconds, self._clock.monotonic())
+        self._instances[instance.instance_id] = instance
+        self._changed.set()
+
+    def remove(self, instance_id: str) -> None:
+        """Stop scraping it; unknown ids are fine."""
+        self._schedule.remove(instance_id)
+        self._instances.pop(instance_id, None)
+
+    def hurry(self, instance_id: str) -> None:
+        """Scrape it at once, as after a restart that was asked for."""
+        self._schedule.hurry(instance_id, self._clock.monotonic())
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Scrape until cancelled."""
+        try:
+            while True:
+                self.start_due()
+                await self._wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start_due(self) -> int:
+        """Start a scrape of every instance that is due, as far as places are free; returns how many. `run` calls it."""
+        self._changed.clear()
+        free = self._concurrency - len(self._tasks)
+        keys = self._schedule.due(self._clock.monotonic(), free) if free > 0 else []
+        for key in keys:
+            task = asyncio.create_task(self._scrape(self._instances[key]), name=f"scrape {key}")
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+        return len(keys)
+
+    async def _wait(self) -> None:
+        due = self._schedule.next_due() if len(self._tasks) < self._concurrency else None
+        timeout = None if due is None else max(0.0, due - self._clock.monotonic())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+
+    async def _scrape(self, instance: Instance) -> None:
+        is_ok = False
+        try:
+            snapshot = await self._source.snapshot(instance, self._clock.time())
+            if self._instances.get(instance.instance_id) is instance:
+                await self._on_snapshot(instance, snapshot)
+            is_ok = True
+        except CollectError as error:
+            await self._fail(instance, error)
+        except Exception as error:
+            await self._fail(instance, CollectError(ErrorReason.INTERNAL, f"collecting {instance.instance_id} failed: {error!r}"))
+        finally:
+            self._succeeded += is_ok
+            self._failed += not is_ok
+            self._schedule.done(instance.instance_id, self._clock.monotonic(), is_ok)
+
+    async def _fail(self, instance: Instance, error: CollectError) -> None:
+        if self._on_failure is None:
+            return
+        with contextlib.suppress(Exception):
+            await self._on_failure(instance, error)
