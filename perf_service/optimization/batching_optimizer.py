@@ -1,0 +1,356 @@
+"""Batching and scheduling: how many sequences, how many tokens a step, and who is admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from perf_service.models.analysis import Bottleneck, BottleneckType, Cause
+from perf_service.models.config import ConfigChange
+from perf_service.models.metrics import Engine, Hist
+from perf_service.models.plan import Optimization, OptimizerKind
+from perf_service.optimization.configs import BatchingConfig, ConfigLike
+from perf_service.optimization.situation import (
+    Situation,
+    merged_values,
+    optimization,
+    power_of_two_at_least,
+    power_of_two_at_most,
+    relevant,
+    tunable,
+)
+
+DEFAULT_MAX_BATCH_SIZE = 256  # sequences
+# Room above the demand that was seen: a limit at the very demand binds again with the next burst.
+DEMAND_HEADROOM = 1.25
+# The vLLM optimization guide names 2048 for better ITL and more than 8192 for throughput of small models on large accelerators.
+TOKEN_BUDGET_LOW, TOKEN_BUDGET_HIGH, TOKEN_BUDGET_FLOOR = 2048, 8192, 512
+# SGLang's hyperparameter tuning guide: about 0.3 where the queue is not empty at a token usage below 0.9, 1.3 against retraction.
+CONSERVATIVENESS_LOW, CONSERVATIVENESS_HIGH = 0.3, 1.3
+
+_BATCHING_TYPES = frozenset({BottleneckType.QUEUE_BUILDUP, BottleneckType.LOW_THROUGHPUT, BottleneckType.BATCH_SIZE_SUBOPTIMAL})
+_CAPACITY_CAUSES = frozenset({Cause.DECODE_BOUND, Cause.OVERLOAD, Cause.PREFILL_COMPUTE})
+
+
+class BatchingOptimizer:
+    """Proposes batch limits and token budgets. `max_batch_size` caps every proposed number of sequences."""
+
+    def __init__(self, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE) -> None:
+        if max_batch_size < 1:
+            raise ValueError(f"max_batch_size must be at least 1, not {max_batch_size}")
+        self.max_batch_size = max_batch_size
+
+    def generate_optimizations(
+        self,
+        bottlenecks: Sequence[Bottleneck],
+        instance_type: Engine | str,
+        current_config: ConfigLike = None,
+        *,
+        situation: Situation | None = None,
+    ) -> tuple[list[Optimization], BatchingConfig | None]:
+        """Proposals for the findings that batching can cure, and the config with all of them; `([], None)` where there is none.
+
+        `situation` carries what else is known (version, hardware, window); without it engine and config are all there is.
+        Raises InvalidArgumentError for an unknown engine.
+        """
+        at = situation or Situation.of(instance_type, current_config)
+        found: list[Optimization] = []
+        for bottleneck in relevant(bottlenecks):
+            rule = self._rule(bottleneck)
+            for one in rule(bottleneck, at) if rule else ():
+                if one.title not in {o.title for o in found} and (one.advice_only or at.fits_together(one.config_changes)):
+                    found.append(one)
+        return (found, self._config(at, found)) if found else ([], None)
+
+    def _rule(self, bottleneck: Bottleneck) -> Callable[[Bottleneck, Situation], list[Optimization]] | None:
+        if bottleneck.cause in _CAPACITY_CAUSES:
+            return _capacity_advice
+        if not tunable(bottleneck):
+            return None
+        if bottleneck.cause is Cause.UNKNOWN:
+            return self._bare if bottleneck.type in _BATCHING_TYPES else None
+        rules: dict[Cause, Callable[[Bottleneck, Situation], list[Optimization]]] = {
+            Cause.BATCH_LIMIT: self._batch_limit,
+            Cause.TOKEN_BUDGET_TOO_SMALL: _budget_up,
+            Cause.TOKEN_BUDGET_TOO_LARGE: _budget_down,
+            Cause.HEAD_OF_LINE_BLOCKING: _head_of_line,
+            Cause.UNDER_ADMISSION: _admit_more,
+            Cause.KV_EXHAUSTED: _admit_less,
+        }
+        return rules.get(bottleneck.cause)
+
+    def _config(self, at: Situation, found: Sequence[Optimization]) -> BatchingConfig:
+        after = merged_values(at.config, found)
+        size, budget = after.number(at.knobs.sequences), after.number(at.knobs.token_budget)
+        chunked = after.get("enable_chunked_prefill")
+        return BatchingConfig(
+            max_batch_size=min(self.max_batch_size, int(size)) if size is not None else self.max_batch_size,
+            max_num_batched_tokens=int(budget) if budget is not None else None,
+            enable_chunked_prefill=chunked if isinstance(chunked, bool) else None,
+            schedule_conservativeness=after.number("schedule_conservativeness"),
+        )
+
+    # ---- Sequences ----
+
+    def _ceiling(self, at: Situation) -> int:
+        """The most sequences that may be proposed: the cap, and what the KV cache holds at the mean request length."""
+        capacity, per_request = at.kv_capacity_tokens, at.tokens_per_request
+        if capacity and per_request:
+            return max(1, min(self.max_batch_size, power_of_two_at_most(capacity / per_request)))
+        return self.max_batch_size
+
+    def _batch_limit(self, bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+        knob = at.knobs.sequences
+        active = at.number("max_num_active_seqs")
+        if at.engine is Engine.VLLM and active and active < (at.number(knob) or float("inf")):
+            knob = "max_num_active_seqs"  # the narrower of the two limits is the one that binds
+        told, pinned = at.config.number(knob), at.running_max
+        # A limit that is not told shows itself: running stays at it while others wait.
+        present = told if told is not None else pinned
+        if present is None:
+            return self._bare(bottleneck, at)
+        demand = max(at.demand or 0.0, bottleneck.current_value if bottleneck.metric_name == "demand" else 0.0)
+        wanted = power_of_two_at_least(demand * DEMAND_HEADROOM) if demand > present else int(2 * present)
+        target = min(wanted, self._ceiling(at))
+        if target <= present:
+            return [self._at_ceiling(bottleneck, at, present)]
+        reason = f"{demand:.0f} requests were there at once, {present:.0f} may run" if demand else f"the limit of {present:.0f} binds"
+        change = at.propose(knob, target, reason, inferred=int(present) if told is None else None)
+        if change is None:
+            return [self._at_ceiling(bottleneck, at, present)]
+        return [_raise_limit(bottleneck, at, change, _budget_for(at, target), present)]
+
+    def _bare(self, bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+        """A finding without a cause: one doubling of a known limit; of an unknown one, the cap where that raises it."""
+        knob = at.knobs.sequences
+        present = at.number(knob)
+        if present is not None:
+            target = min(int(2 * present), self._ceiling(at))
+            change = at.propose(knob, target, "the engine queues at its batch limit") if target > present else None
+            if change is None:
+                return [self._at_ceiling(bottleneck, at, present)]
+            return [_raise_limit(bottleneck, at, change, _budget_for(at, target), present)]
+        if at.engine is Engine.TGI:
+            # Its batch is bound by tokens; max_batch_size is unset but on hardware that cannot do without padding.
+            change = at.propose(at.knobs.token_budget, TOKEN_BUDGET_HIGH, "more prompt tokens a step empty the queue faster")
+            return [
+                optimization(
+                    OptimizerKind.BATCHING, bottleneck, "Raise the prefill budget",
+                    f"Take up to {TOKEN_BUDGET_HIGH} prompt tokens per step into the running batch.", change,
+                    risks=("longer stalls of decoding requests while a prompt is processed",),
+                    prerequisites=(f"the present value is below {TOKEN_BUDGET_HIGH}: it is not known here",),
+                    losers=("itl_seconds",), confidence=0.3,
+                )
+            ]  # fmt: skip
+        if at.engine is Engine.SGLANG:
+            # Its default limit is in the thousands: what keeps requests waiting is the reservation at admission.
+            return [
+                replace(o, confidence_ratio=0.3, prerequisites=("the KV pool's use is below 0.9: it is not known here",))
+                for o in _admit_more(bottleneck, at)
+            ] or [self._at_ceiling(bottleneck, at, self.max_batch_size)]
+        change = at.propose(knob, self.max_batch_size, "the engine queues; its batch limit is not known")
+        return [
+            optimization(
+                OptimizerKind.BATCHING, bottleneck, "Raise the batch limit",
+                f"Let up to {self.max_batch_size} sequences run at once.", change,
+                risks=("a longer step: inter-token latency rises with the batch",),
+                prerequisites=(f"the present {knob} is below {self.max_batch_size}: it is not known here",),
+                losers=("itl_seconds",), confidence=0.3,
+            )
+        ]  # fmt: skip
+
+    def _at_ceiling(self, bottleneck: Bottleneck, at: Situation, present: float) -> Optimization:
+        ceiling = self._ceiling(at)
+        why = "the KV cache holds no more at this request length" if ceiling < self.max_batch_size else "a larger one is not proposed"
+        return optimization(
+            OptimizerKind.BATCHING, bottleneck, "Add a replica: the batch limit is at its ceiling",
+            f"{at.knobs.sequences} is {present:.0f}; the ceiling here is {ceiling} ({why}). More demand needs another replica, "
+            f"or more accelerators per replica ({at.knobs.tensor_parallel}).",
+        )  # fmt: skip
+
+
+def _budget_for(at: Situation, sequences: int) -> ConfigChange | None:
+    """vLLM refuses a token budget below the batch limit: raise both together."""
+    budget = at.config.number(at.knobs.token_budget)
+    if at.engine is Engine.VLLM and budget is not None and budget < sequences:
+        return at.propose(at.knobs.token_budget, max(sequences, TOKEN_BUDGET_LOW), f"must be at least max_num_seqs ({sequences})")
+    return None
+
+
+def _raise_limit(bottleneck: Bottleneck, at: Situation, change: ConfigChange, budget: ConfigChange | None, present: float) -> Optimization:
+    target = change.recommended_value
+    capacity, per_request = at.kv_capacity_tokens, at.tokens_per_request
+    room = f" The KV cache holds about {capacity / per_request:.0f} requests of the mean length." if capacity and per_request else ""
+    return optimization(
+        OptimizerKind.BATCHING, bottleneck, f"Raise {change.parameter} to {target}",
+        f"The batch limit ({present:.0f}) keeps requests waiting; let {target} run at once.{room}",
+        change, budget,
+        risks=("a longer step: inter-token latency rises with the batch", "batches above the captured graph sizes run slower per step"),
+        prerequisites=() if room else ("the KV cache has room: check its use after the first stage",),
+        losers=("itl_seconds", "tpot_seconds"),
+    )  # fmt: skip
+
+
+# ---- Token budget ----
+
+
+def _prompt_length(at: Situation) -> float | None:
+    """Tokens of a long but usual prompt: the 95th percentile's upper bound kept within twice the mean."""
+    if at.window is None:
+        return None
+    mean, high = at.window.mean(Hist.PROMPT_TOKENS), at.window.quantile(Hist.PROMPT_TOKENS, 0.95)
+    if mean is None:
+        return None
+    return min(2.0 * mean, max(mean, high.value)) if high else 1.2 * mean
+
+
+def _budget_up(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    knob = at.knobs.token_budget
+    present = at.number(knob)
+    if present is not None and present < 0:
+        return []  # chunking is off: there is no budget to raise
+    default = at.catalogue.default(at.engine, knob, at.version, at.hardware)
+    base = int(default) if isinstance(default, int) else TOKEN_BUDGET_LOW
+    prompt = _prompt_length(at)
+    target = min(max(base, TOKEN_BUDGET_HIGH), max(base, power_of_two_at_least(prompt or 0.0)))
+    if present is not None and target <= present:
+        target = int(min(max(base, TOKEN_BUDGET_HIGH), 2 * present))
+    sequences = at.config.number(at.knobs.sequences)
+    if at.engine is Engine.VLLM and sequences:
+        target = max(target, int(sequences))
+    length = f"; prompts have {prompt:.0f} tokens" if prompt else ""
+    reason = f"one prompt takes many steps{length}"
+    # The page tells the default's value as little as the set one: only a told value can be compared.
+    told = at.config.number(knob)
+    change = at.propose(knob, target, reason) if told is None or target > told else None
+    if change is None and told is None and default == target:
+        change = at.catalogue.change(at.engine, knob, target, current=at.config, version=at.version, hardware=at.hardware, reason=reason)
+    if change is None:
+        return _capacity_advice(bottleneck, at)
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, f"Raise {knob} to {target}",
+            f"The step's token budget cuts prompts into many small chunks; with {target} tokens a usual prompt fits into one step.",
+            change,
+            risks=("the steps in which a prompt is processed get longer for requests that decode", "more activation memory per step"),
+            prerequisites=() if told is not None else (f"the present {knob} is below {target}: read it off the launch arguments",),
+            losers=("itl_seconds_p99",),
+        )
+    ]  # fmt: skip
+
+
+def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    knob, found = at.knobs.token_budget, list[Optimization]()
+    present = at.number(knob)
+    floor = max(TOKEN_BUDGET_FLOOR, int(at.number(at.knobs.sequences) or 0) if at.engine is Engine.VLLM else 0)
+    target = TOKEN_BUDGET_LOW if present is None or present < 0 or present > TOKEN_BUDGET_LOW else max(floor, int(present // 2))
+    losers = ("ttft_seconds", "throughput_tokens_per_second")
+    if at.engine is Engine.SGLANG:
+        mixed = at.propose("enable_mixed_chunk", True, "decodes ride along with a prefill chunk instead of waiting for it")
+        if mixed:
+            found.append(
+                optimization(
+                    OptimizerKind.BATCHING, bottleneck, "Mix decodes into prefill chunks",
+                    "A prefill step stops decoding here; mixed steps keep tokens flowing.", mixed, losers=losers[:1],
+                )
+            )  # fmt: skip
+    if target >= floor and (present is None or present < 0 or target < present):
+        change = at.propose(knob, target, "decoding requests wait for a step full of prompt tokens")
+        if change:
+            found.append(
+                optimization(
+                    OptimizerKind.BATCHING, bottleneck, f"Lower {knob} to {target}",
+                    f"Smaller prefill chunks ({target} tokens a step) shorten the stalls of requests that decode.",
+                    change, risks=("first tokens come later and prompts need more steps",), losers=losers,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    median = at.window.quantile(Hist.PROMPT_TOKENS, 0.5) if at.window else None
+    threshold = max(TOKEN_BUDGET_FLOOR, power_of_two_at_least(2 * median.value)) if median else TOKEN_BUDGET_LOW
+    change = at.propose("long_prefill_token_threshold", threshold, "long prompts keep short ones from their first token")
+    if change:
+        return [
+            optimization(
+                OptimizerKind.BATCHING, bottleneck, f"Cap the chunk of long prompts at {threshold} tokens",
+                "Short prompts get a share of each step while a long one is processed.", change,
+                risks=("long prompts take more steps",), losers=("ttft_seconds_p99",),
+            )
+        ]  # fmt: skip
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, "Serve long prompts from replicas of their own",
+            "Long prompts hold up the first token of everybody behind them; route them to a separate pool.",
+        )
+    ]  # fmt: skip
+
+
+# ---- Admission ----
+
+
+def _admit_more(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    present = at.number("schedule_conservativeness")
+    if present is not None and present <= CONSERVATIVENESS_LOW:
+        return []
+    change = at.propose("schedule_conservativeness", CONSERVATIVENESS_LOW, "requests wait although the KV pool has room")
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, f"Lower schedule_conservativeness to {CONSERVATIVENESS_LOW}",
+            "Admission reserves for outputs that end long before their limit; reserve less.", change,
+            risks=("retractions where outputs do grow to their limit",), losers=("itl_seconds",),
+        )
+    ] if change else []  # fmt: skip
+
+
+def _admit_less(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    """Against preemption, where the KV optimizer finds no more memory: admit no more than fits."""
+    if at.config.get(at.knobs.pool_cap) is not None:
+        return []  # a planted cap on the pool is the cause: removing it is the cure
+    if at.engine is Engine.SGLANG:
+        present = at.number("schedule_conservativeness")
+        change = None
+        if present is None or present < CONSERVATIVENESS_HIGH:
+            change = at.propose("schedule_conservativeness", CONSERVATIVENESS_HIGH, "requests are retracted: reserve more at admission")
+        return [
+            optimization(
+                OptimizerKind.BATCHING, bottleneck, f"Raise schedule_conservativeness to {CONSERVATIVENESS_HIGH}",
+                "Admit fewer requests at once so that those which run are not thrown out again.", change,
+                losers=("queue_seconds",),
+            )
+        ] if change else []  # fmt: skip
+    capacity, per_request, running = at.kv_capacity_tokens, at.tokens_per_request, at.running_max
+    if at.engine is not Engine.VLLM or not (capacity and per_request and running):
+        return []
+    fits = max(1, int(capacity / per_request))
+    present = at.number(at.knobs.sequences)
+    if fits >= running or (present is not None and fits >= present):
+        return []
+    change = at.propose(at.knobs.sequences, fits, f"the KV cache holds about {fits} requests of the mean length to their end")
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, f"Lower {at.knobs.sequences} to {fits}",
+            f"Up to {running:.0f} requests ran where {fits} fit: the rest is preempted and computed again.", change,
+            risks=("requests wait longer before they start",), losers=("queue_seconds", "ttft_seconds"),
+        )
+    ] if change else []  # fmt: skip
+
+
+# ---- Where no flag helps ----
+
+_ADVICE = {
+    Cause.DECODE_BOUND: "The decode steps themselves are the limit: every request that runs makes each step longer.",
+    Cause.OVERLOAD: "More arrives than this replica can serve, whatever its flags.",
+    Cause.PREFILL_COMPUTE: "Processing the prompts takes the time: compute is the limit, not a queue.",
+}
+
+
+def _capacity_advice(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    why = _ADVICE.get(bottleneck.cause, "No flag of this engine version cures it.")
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, "Add a replica",
+            f"{why} Add a replica, or more accelerators per replica ({at.knobs.tensor_parallel}); no flag gives this for free.",
+        )
+    ]  # fmt: skip
