@@ -17,7 +17,7 @@ from perf_service.models.metrics import Counter, Gauge, Hist, IssueLevel
 from perf_service.models.plan import Calibration, Direction, LatencyEstimate, Plan, PredictedEffect, Prediction
 from perf_service.models.window import Window
 
-__all__ = ["analysis_view", "change_text", "effects_table", "measured_table", "plan_view", "prediction_view", "sections"]
+__all__ = ["analysis_view", "change_text", "effects_table", "measured_table", "plain_table", "plan_view", "prediction_view", "sections"]
 
 Row = tuple[str, ConsoleRenderable | str]
 
@@ -48,7 +48,8 @@ def _bullets(texts: Iterable[str], mark: str = "-") -> str:
     return "\n".join(f"{mark} {text}" for text in texts)
 
 
-def _plain_table(*headers: str) -> Table:
+def plain_table(*headers: str) -> Table:
+    """A table without a box, numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
@@ -107,7 +108,7 @@ def _verdict(verdict: Verdict, recommendation: str) -> str:
 
 
 def _objectives(statuses: Iterable[SLOStatus]) -> Table:
-    table = _plain_table("objective", "measured", "", "where the time went")
+    table = plain_table("objective", "measured", "", "where the time went")
     styles = {SLOState.MET: "green", SLOState.MISSED: "red", SLOState.NOT_MEASURED: "dim"}
     for status in statuses:
         name = status.target.base_metric if status.target.histogram else status.target.metric_name
@@ -134,7 +135,7 @@ def _health(analysis: Analysis) -> str:
 
 def measured_table(window: Window) -> Table:
     """What the window says: latencies with their quantiles, rates where the time is known."""
-    table = _plain_table("measured", "mean", "p50", "p95", "requests")
+    table = plain_table("measured", "mean", "p50", "p95", "requests")
     for hist, name in (
         (Hist.TTFT_SECONDS, "time to first token"), (Hist.ITL_SECONDS, "between tokens (ITL)"), (Hist.E2E_SECONDS, "end to end"),
         (Hist.QUEUE_SECONDS, "in queue"), (Hist.PREFILL_SECONDS, "in prefill"), (Hist.DECODE_SECONDS, "in decode"),
@@ -223,7 +224,7 @@ def _why_not(prediction: Prediction | None) -> str:
 
 def effects_table(effects: Iterable[PredictedEffect]) -> Table:
     """Before, after with its interval, and which way it goes for the operator."""
-    table = _plain_table("metric", "now", "predicted", "interval", "")
+    table = plain_table("metric", "now", "predicted", "interval", "")
     marks = {Direction.IMPROVES: Text("better", "green"), Direction.WORSENS: Text("worse", "red"), Direction.UNCHANGED: Text("same", "dim")}
     for e in effects:
         table.add_row(
@@ -243,7 +244,7 @@ _CALIBRATION = {
 
 def prediction_view(baseline: Prediction, prediction: Prediction) -> ConsoleRenderable:
     """What-if: every measure now and under the change, with intervals."""
-    table = _plain_table("metric", "now", "what if", "interval")
+    table = plain_table("metric", "now", "what if", "interval")
     for name in ("throughput_tokens_per_second", "requests_per_second"):
         before, after = getattr(baseline, name), getattr(prediction, name)
         if after is not None:
