@@ -1,0 +1,1 @@
+"""Generated stubs of the contract in `protos/`. Never edited by hand."""
