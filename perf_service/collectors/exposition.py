@@ -21,10 +21,11 @@ from perf_service.models.errors import CollectError, ErrorReason
 DEFAULT_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """A vLLM page is about 50 kB and a 16-rank SGLang page below 2 MB; more than this is not a metrics page."""
 DEFAULT_MAX_SERIES: Final = 200_000
+DEFAULT_MAX_REMEMBERED: Final = 65_536
+"""Spellings of series remembered from page to page; about a thousand per engine server of one make."""
 REPORTED_LINES: Final = 5
 """How many malformed lines are reported with their number; the rest is only counted."""
 
-_MAX_MEMO_ENTRIES: Final = 65_536
 _MAX_MEMO_KEY_BYTES: Final = 4_096
 
 _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
@@ -122,8 +123,8 @@ _IGNORED: Final = Series("", {}, None)
 class ExpositionParser:
     """Parses pages of targets that look alike; keep one per engine so that its memory of series pays off.
 
-    Not for use by several threads at once. Memory is bounded: the memory of series is dropped when it grows beyond
-    65,536 spellings.
+    Not for use by several threads at once. The memory of series is dropped when a page begins and it holds more
+    than `max_remembered` spellings.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class ExpositionParser:
         *,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         max_series: int = DEFAULT_MAX_SERIES,
+        max_remembered: int = DEFAULT_MAX_REMEMBERED,
     ) -> None:
         self._bind = bind
+        self._max_remembered = max_remembered
         self._max_body_bytes = max_body_bytes
         self._max_series = max_series
         self._by_prefix: dict[bytes, Series] = {}
@@ -148,6 +151,7 @@ class ExpositionParser:
         data = body.encode("utf-8", "replace") if isinstance(body, str) else body
         if len(data) > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)
+        self._forget_if_full()
         page = Page(size_bytes=len(data))
         if not data:
             return page
@@ -253,12 +257,14 @@ class ExpositionParser:
         return series
 
     def _remember(self, prefix: bytes, series: Series) -> None:
-        if len(prefix) > _MAX_MEMO_KEY_BYTES:
-            return
-        if len(self._by_prefix) >= _MAX_MEMO_ENTRIES:
-            # Identities stay those of this page: a duplicate must be noticed even across a clean-up.
+        if len(prefix) <= _MAX_MEMO_KEY_BYTES:
+            self._by_prefix[prefix] = series
+
+    def _forget_if_full(self) -> None:
+        # Between pages only: within a page a duplicate must be noticed.
+        if max(len(self._by_prefix), len(self._by_identity)) > self._max_remembered:
             self._by_prefix.clear()
-        self._by_prefix[prefix] = series
+            self._by_identity.clear()
 
 
 def parse(body: bytes | str) -> Page:
@@ -309,7 +315,7 @@ def _split_series(line: bytes) -> tuple[bytes, bytes] | None:
     if brace < 0:
         head, _, rest = line.replace(b"\t", b" ").partition(b" ")
         return head, rest
-    if b" " in line[:brace].strip():
+    if len(line[:brace].split()) > 1:
         # `name 5 # {exemplar} 1`: the brace belongs to the exemplar.
         head, _, rest = line.partition(b" ")
         return head, rest
@@ -337,7 +343,7 @@ def _parse_series(text: bytes) -> tuple[str, dict[str, str]] | None:
     if brace:
         body = tail[:-1]
         position = 0
-        while position < len(body):
+        while body[position:].strip():
             match = _LABEL.match(body, position)
             if match is None or match.end() == position:
                 return None

@@ -239,9 +239,11 @@ class _Reading:
                 level = IssueLevel.WARNING if is_counter else IssueLevel.INFO
                 self._note(IssueCode.NOT_FINITE, level, rule, f"{rule.names[0]} is {value}; it is left out.")
                 continue
-            if is_counter and value < 0:
-                text = f"{rule.names[0]} is {value:g}: a counter is never negative; it is left out."
-                self._note(IssueCode.NEGATIVE_COUNTER, IssueLevel.WARNING, rule, text)
+            if value < 0:
+                # Of gauges only vLLM's V0 hit rate is ever negative, and means "off".
+                level = IssueLevel.WARNING if is_counter else IssueLevel.INFO
+                text = f"{rule.names[0]} is {value:g}, which cannot be; it is left out."
+                self._note(IssueCode.NEGATIVE_COUNTER, level, rule, text)
                 continue
             key = (slot.rank, slot.replica)
             sums[key] = sums.get(key, 0.0) + value
