@@ -170,7 +170,8 @@ def resolve(flags: EngineFlags, step_times: StepTimes | None = None, hardware: H
     if flags.engine == "sglang" and flags.max_num_batched_tokens % flags.block_size:
         raise FlagError(f"chunked_prefill_size ({flags.max_num_batched_tokens}) must be a multiple of page_size ({flags.block_size})")
     num_blocks = _num_blocks(flags, hw)
-    capacity = num_blocks * flags.kv_block_tokens
+    usable = num_blocks - 1 if flags.engine == "vllm" else num_blocks  # vLLM keeps one null block
+    capacity = usable * flags.kv_block_tokens
     if capacity < flags.max_model_len:
         raise FlagError(
             f"the KV cache holds {capacity} tokens, too few for one request of max_model_len "

@@ -33,10 +33,18 @@ class Engine:
         self.core = core
         self._sinks: dict[int, Callable[[bool], None]] = {}
         self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._offset = time.time() - self._loop.time()  # the loop's clock cannot jump; pages show Unix time
+        self._last_submit = 0.0
+
+    def now(self) -> float:
+        """Unix seconds on a clock that never goes back."""
+        return self._loop.time() + self._offset
 
     def submit(self, request: Request, sink: Callable[[bool], None]) -> int:
         """Queues a request; ``sink(last)`` is called for each token. Raises RejectedError."""
-        request_id = self.core.submit(request, time.time())
+        self._last_submit = self.now()
+        request_id = self.core.submit(request, self._last_submit)
         self._sinks[request_id] = sink
         self._wake.set()
         return request_id
@@ -52,19 +60,19 @@ class Engine:
 
     async def run(self) -> None:
         """Steps for ever."""
-        loop = asyncio.get_running_loop()
-        offset = time.time() - loop.time()  # loop time cannot jump; pages show Unix time
         end = 0.0
         while True:
-            now = loop.time() + offset
-            start = end if now - end < _CATCH_UP_SECONDS else now
+            now = self.now()
+            # A late wake-up is made good, but no step starts before the requests it may serve.
+            start = max(end, self._last_submit) if now - end < _CATCH_UP_SECONDS else now
             duration = self.core.begin_step(start)
             if duration is None:
                 self._wake.clear()
                 await self._wake.wait()
+                end = 0.0
                 continue
             end = start + duration
-            await asyncio.sleep(max(end - offset - loop.time(), 0))
+            await asyncio.sleep(max(end - self.now(), 0))
             result = self.core.finish_step()
             finished = set(result.finished)
             for request_id in result.tokens:

@@ -1,0 +1,233 @@
+"""Laws that every simulated engine obeys whatever its flags and load."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perf_service.simulator.core import EngineCore, RejectedError, Request
+from perf_service.simulator.flags import EngineFlags, StepTimes, resolve
+
+TIMES = StepTimes(base=0.01, per_seq=0.001, per_prefill_token=0.0001)
+
+
+def core_of(**flags: object) -> EngineCore:
+    base: dict[str, object] = {"block_size": 16, "num_gpu_blocks_override": 200, "max_model_len": 512}
+    return EngineCore(resolve(EngineFlags(**{**base, **flags}), TIMES))  # type: ignore[arg-type]
+
+
+def run(core: EngineCore, now: float = 0.0, limit: int = 20_000) -> float:
+    for _ in range(limit):
+        result = core.step(now)
+        if result is None:
+            assert not core.has_work, "work is left but nothing is scheduled"
+            return now
+        now = result.time
+    raise AssertionError("the engine does not come to an end")
+
+
+def check_blocks(core: EngineCore) -> None:
+    pool = core.pool
+    held = [s.held for s in core.by_id.values()]
+    shared = {key for h in held for key in h.keys}
+    assert pool.used == len(shared) + sum(h.anonymous for h in held)
+    assert 0 <= pool.used <= pool.total
+    assert pool.unused + len(pool._free) + pool.used == pool.total
+    assert not shared & set(pool._free)
+
+
+engines = st.sampled_from(["vllm", "sglang", "tgi"])
+requests = st.lists(
+    st.tuples(st.integers(1, 300), st.integers(1, 80), st.integers(0, 256), st.integers(0, 60)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    engine=engines,
+    load=requests,
+    seqs=st.integers(1, 16),
+    budget=st.integers(16, 400),
+    blocks=st.integers(33, 50),
+    caching=st.booleans(),
+    conservativeness=st.floats(0.05, 2.0),
+    mixed=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_every_request_ends_and_limits_hold(
+    engine: str, load: list[tuple[int, int, int, int]], seqs: int, budget: int, blocks: int, caching: bool,
+    conservativeness: float, mixed: bool, seed: int,
+) -> None:  # fmt: skip
+    core = core_of(
+        engine=engine,
+        block_size=1 if engine == "sglang" else 16,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        num_gpu_blocks_override=blocks,
+        enable_prefix_caching=caching,
+        schedule_conservativeness=conservativeness,
+        enable_mixed_chunk=mixed,
+    )
+    rng = random.Random(seed)
+    now, alive, ended, aborted = 0.0, set(), set(), set()
+    waiting = [Request(0.0, p, o, max_tokens=o + extra, shared_prefix_tokens=min(pre, p)) for p, o, pre, extra in load]
+    last_counters: dict[str, float] = {}
+    for _ in range(50_000):
+        while waiting and (rng.random() < 0.5 or not core.has_work):
+            alive.add(core.submit(waiting.pop(), now))
+        if core.begin_step(now) is None:
+            assert not core.has_work
+            if not waiting:
+                break
+            continue
+        plan = core._plan
+        assert plan is not None
+        spent = sum(s.chunk for s in plan.prefills)
+        assert len(core.running) <= seqs
+        if engine == "vllm":
+            assert spent + len(plan.decodes) <= budget
+        else:
+            assert spent <= budget
+        if alive and rng.random() < 0.05:
+            victim = rng.choice(sorted(alive))
+            assert core.abort(victim)
+            alive.discard(victim)
+            aborted.add(victim)
+        result = core.finish_step()
+        check_blocks(core)
+        assert result.time > now
+        now = result.time
+        assert set(result.finished) <= alive
+        alive -= set(result.finished)
+        ended |= set(result.finished)
+        assert all(core.stats.counters[k] >= v for k, v in last_counters.items())
+        last_counters = dict(core.stats.counters)
+    assert not alive
+    assert not waiting
+    assert len(ended) + len(aborted) == len(load)
+    assert core.pool.used == 0
+    assert core.reserved_tokens == 0
+    assert (core.gauges.running, core.gauges.waiting) == (0, 0)
+    assert core.stats.get("finished_length") == len(ended) == core.stats.hist("e2e").count
+    for name in ("ttft", "queue", "prefill", "decode"):
+        assert core.stats.hist(name).sum >= 0
+
+
+def test_token_accounting_is_exact_without_aborts() -> None:
+    core = core_of(max_num_seqs=4)
+    for i in range(10):
+        core.submit(Request(0.0, 50 + i, 20), 0.0)
+    run(core)
+    assert core.stats.get("generation_tokens") == 200
+    assert core.stats.get("prompt_tokens") == sum(50 + i for i in range(10))
+    assert core.stats.hist("itl").count == 190
+    assert core.stats.hist("iteration_tokens").sum == 200 + core.stats.get("prompt_tokens")
+
+
+def test_phases_add_up_to_end_to_end() -> None:
+    core = core_of(max_num_seqs=2)
+    for _ in range(6):
+        core.submit(Request(0.0, 100, 10), 0.0)
+    run(core)
+    h = core.stats.hist
+    assert h("queue").sum + h("prefill").sum + h("decode").sum == pytest.approx(h("e2e").sum)
+    assert h("queue").sum + h("prefill").sum == pytest.approx(h("ttft").sum)
+
+
+def test_one_request_takes_the_time_its_steps_take() -> None:
+    core = core_of(max_num_batched_tokens=64, max_num_seqs=4)
+    core.submit(Request(0.0, 100, 3), 0.0)
+    end = run(core)
+    # chunks of 64 and 36 prompt tokens, then two decode steps
+    assert end == pytest.approx((0.01 + 0.0064) + (0.01 + 0.0036) + 2 * 0.011)
+    assert core.steps == 4
+    # the whole prompt is booked with its first token: chunking does not show in the histogram
+    assert core.stats.hist("iteration_tokens").count == 3
+
+
+def test_preemption_recomputes_and_is_invisible_in_tokens() -> None:
+    core = core_of(num_gpu_blocks_override=33, max_num_seqs=8)
+    for _ in range(8):
+        core.submit(Request(0.0, 60, 150), 0.0)
+    run(core)
+    assert core.stats.get("preemptions") > 0
+    assert core.stats.hist("preemptions").sum == core.stats.get("preemptions")
+    assert core.stats.get("prompt_tokens") == core.stats.get("prefix_queries") == 480
+    assert core.stats.get("generation_tokens") == 1200
+
+
+def test_kv_usage_is_reported_over_total_minus_one() -> None:
+    core = core_of(num_gpu_blocks_override=33)
+    core.submit(Request(0.0, 160, 5), 0.0)
+    core.step(0.0)
+    assert core.gauges.kv_usage == 10 / 32
+
+
+def test_shared_prefix_is_hit_in_whole_blocks() -> None:
+    core = core_of()
+    now = 0.0
+    for i in range(4):
+        core.submit(Request(now, 110, 2, shared_prefix_tokens=100), now)
+        now = run(core, now)
+        assert core.stats.get("prefix_hits") == 96 * i  # 6 blocks of 16
+    assert core.stats.get("prefix_queries") == 440
+
+
+def test_own_prompt_again_still_computes_its_last_token() -> None:
+    core = core_of()
+    hashes = tuple(range(4))
+    core.submit(Request(0.0, 64, 1, block_hashes=hashes), 0.0)
+    now = run(core)
+    core.submit(Request(now, 64, 1, block_hashes=hashes), now)
+    run(core, now)
+    assert core.stats.get("prefix_hits") == 48
+
+
+def test_prefix_cache_off_counts_no_queries() -> None:
+    core = core_of(enable_prefix_caching=False)
+    core.submit(Request(0.0, 110, 2, shared_prefix_tokens=100), 0.0)
+    run(core)
+    assert core.stats.get("prefix_queries") == 0
+
+
+def test_abort_of_the_only_request_clears_the_gauges_and_frees_its_blocks() -> None:
+    core = core_of()
+    request_id = core.submit(Request(0.0, 100, 50), 0.0)
+    core.step(0.0)
+    assert core.gauges.running == 1
+    assert core.abort(request_id)
+    assert not core.abort(request_id)
+    assert (core.gauges.running, core.pool.used) == (0, 0)
+    assert core.begin_step(1.0) is None
+    assert core.stats.hist("ttft").count - core.stats.hist("e2e").count == 1
+
+
+def test_gauges_move_only_at_the_end_of_a_step() -> None:
+    core = core_of()
+    core.submit(Request(0.0, 100, 5), 0.0)
+    core.begin_step(0.0)
+    assert core.gauges.running == 0
+    core.finish_step()
+    assert core.gauges.running == 1
+
+
+@pytest.mark.parametrize(("request_", "status"), [(Request(0.0, 0, 5), 400), (Request(0.0, 5, 0), 400), (Request(0.0, 500, 100), 400)])
+def test_impossible_requests_are_refused(request_: Request, status: int) -> None:
+    with pytest.raises(RejectedError) as refused:
+        core_of().submit(request_, 0.0)
+    assert refused.value.status == status
+
+
+def test_a_step_cannot_be_begun_twice_nor_finished_unbegun() -> None:
+    core = core_of()
+    with pytest.raises(RuntimeError, match="no step"):
+        core.finish_step()
+    core.submit(Request(0.0, 10, 5), 0.0)
+    core.begin_step(0.0)
+    with pytest.raises(RuntimeError, match="in flight"):
+        core.begin_step(0.0)
