@@ -9,7 +9,7 @@ LOWEST := .venv-lowest
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check fix bench proto proto-check breaking test-lowest clean distclean venv
+.PHONY: help demo test unit check fix bench proto breaking test-lowest clean distclean venv
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,9 +39,8 @@ check: $(STAMP) ## lint, format, types, contract, import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PATH="$(CURDIR)/$(BIN):$$PATH" buf lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" buf format --diff --exit-code
-	@$(MAKE) --no-print-directory proto-check breaking
+	$(BIN)/python scripts/proto.py check
+	@$(MAKE) --no-print-directory breaking
 
 fix: $(STAMP) ## let the tools repair what they can
 	$(BIN)/ruff check --fix .
@@ -49,12 +48,7 @@ fix: $(STAMP) ## let the tools repair what they can
 	PATH="$(CURDIR)/$(BIN):$$PATH" buf format --write
 
 proto: $(STAMP) ## regenerate perf_service/v1 from protos/
-	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/generate_stubs.sh
-
-proto-check: $(STAMP) ## regenerating the stubs must change nothing
-	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/generate_stubs.sh
-	@git diff --exit-code --stat -- perf_service/v1 && test -z "$$(git ls-files --others --exclude-standard perf_service/v1)" || \
-		{ echo "perf_service/v1 is not what protos/ generates: run 'make proto' and commit the result" >&2; exit 1; }
+	$(BIN)/python scripts/proto.py generate
 
 breaking: $(STAMP) ## the contract must not break against the main branch (or the previous commit)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/buf_breaking.sh
@@ -73,4 +67,4 @@ clean: ## remove what tests and tools leave
 	find perf_service tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## ... and the virtual environments
-	rm -rf $(VENV) $(LOWEST)
+	rm -rf $(VENV) $(LOWEST) .tools
