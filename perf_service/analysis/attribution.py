@@ -1,0 +1,72 @@
+"""Where the time of a latency objective went: queue, prefill, decode; and what of it is above the objective."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perf_service.analysis import rules_decode
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import PhaseShares, SLOState, SLOStatus
+from perf_service.models.metrics import Hist
+
+QUEUE, PREFILL, DECODE, PRESCHEDULE, UNKNOWN = "queue", "prefill", "decode", "preschedule", "unknown"
+
+
+def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
+    """Shares (sum 1) of a latency metric by phase; {unknown: 1} where the page does not tell."""
+    parts: dict[str, float] = {}
+    if hist is Hist.TTFT_SECONDS:
+        if facts.ttft and (facts.queue is not None or facts.prefill is not None):
+            parts = {QUEUE: facts.queue or 0.0, PREFILL: facts.prefill or 0.0, PRESCHEDULE: facts.preschedule or 0.0}
+    elif hist is Hist.E2E_SECONDS:
+        interference = rules_decode.interference_share(facts)
+        if facts.decode is not None or facts.queue is not None or facts.prefill is not None:
+            decode = facts.decode or 0.0
+            parts = {
+                QUEUE: facts.queue or 0.0,
+                PREFILL: (facts.prefill or 0.0) + interference * decode,
+                DECODE: (1.0 - interference) * decode,
+                PRESCHEDULE: facts.preschedule or 0.0,
+            }
+    elif hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS, Hist.DECODE_SECONDS):
+        interference = rules_decode.interference_share(facts)
+        parts = {DECODE: 1.0 - interference, PREFILL: interference}
+    elif hist is Hist.QUEUE_SECONDS:
+        parts = {QUEUE: 1.0}
+    elif hist is Hist.PREFILL_SECONDS:
+        parts = {PREFILL: 1.0}
+    total = sum(parts.values())
+    return {phase: value / total for phase, value in parts.items()} if total > 0 else {UNKNOWN: 1.0}
+
+
+def attributed(status: SLOStatus, facts: Facts) -> SLOStatus:
+    """The status with its phases, where it is a missed latency objective. Time before the scheduler counts as waiting."""
+    if status.state is not SLOState.MISSED or status.target.histogram is None:
+        return status
+    shares = phase_shares(facts, status.target.histogram)
+    if UNKNOWN in shares:
+        return status
+    phases = PhaseShares(
+        queue_ratio=shares.get(QUEUE, 0.0) + shares.get(PRESCHEDULE, 0.0),
+        prefill_ratio=shares.get(PREFILL, 0.0),
+        decode_ratio=shares.get(DECODE, 0.0),
+    )
+    return replace(status, phases=phases)
+
+
+def excess_seconds(status: SLOStatus, facts: Facts) -> float:
+    """Seconds per request above a missed latency objective (per-token objectives times the tokens of a request); 0 otherwise."""
+    hist, target = status.target.histogram, status.target
+    if status.state is not SLOState.MISSED or hist is None or status.current_value is None:
+        return 0.0
+    value = status.current_value
+    if target.objective_ratio is not None:
+        missed = 1.0 - (status.attainment_ratio or 0.0)
+        excess = max(value - target.target_value, missed * target.target_value)
+    else:
+        excess = value - target.target_value
+    if hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS):
+        tokens = max(1.0, facts.output_tokens or 1.0)
+        tail = 1.0 if target.quantile is None or target.quantile <= 0.5 or hist is Hist.TPOT_SECONDS else 2.0 * (1.0 - target.quantile)
+        excess *= tokens * tail
+    return max(0.0, excess)

@@ -1,0 +1,361 @@
+"""From facts to findings: which phase costs too much, what is behind it, one root cause first, symptoms referring to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from perf_service.analysis import attribution as phase
+from perf_service.analysis import explain, rules_decode, rules_events, rules_prefill, rules_queue, severity
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import Candidate, Harm, ramp
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import (
+    Bottleneck,
+    BottleneckType,
+    Cause,
+    Evidence,
+    EvidenceRole,
+    Severity,
+    SLOState,
+    SLOStatus,
+    Verdict,
+)
+from perf_service.models.metrics import Engine, Gauge, Hist
+from perf_service.models.slo import Comparison
+from perf_service.models.window import GaugeStats
+
+_PHASE_TYPES = {
+    phase.QUEUE: BottleneckType.QUEUE_BUILDUP,
+    phase.PREFILL: BottleneckType.HIGH_LATENCY,
+    phase.DECODE: BottleneckType.HIGH_LATENCY,
+    phase.PRESCHEDULE: BottleneckType.HIGH_LATENCY,
+    phase.UNKNOWN: BottleneckType.HIGH_LATENCY,
+}
+_MINOR_HARM_RATIO = 0.1
+"""A phase with less than this share of the root's harm is not told as a finding of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The findings, root cause first, and the belief in every cause that was weighed for the first harm."""
+
+    bottlenecks: tuple[Bottleneck, ...]
+    confidences: Mapping[Cause, float]
+
+
+def detect(
+    facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapping[Gauge, GaugeStats]] | None = None
+) -> Detection:
+    """Findings of one window. `loads`: gauges by replica or rank, for imbalance."""
+    hang = rules_events.hang(facts)
+    if hang is not None:
+        return Detection((hang,), {Cause.ENGINE_HANG: hang.confidence_ratio})
+    found = harms(facts, statuses)
+    latency = _latency_findings(facts, statuses, found)
+    events = list(rules_events.errors(facts))
+    uneven = rules_events.imbalance(facts, loads if loads is not None else facts.window.ranks)
+    findings = _ordered(facts, latency, events, uneven)
+    if not findings and (unused := _under_use(facts, statuses)) is not None:
+        findings = [unused]
+    confidences = dict(found[0].beliefs()) if found else {}
+    if findings and findings[0].cause not in confidences:
+        confidences[findings[0].cause] = findings[0].confidence_ratio
+    return Detection(tuple(findings), confidences)
+
+
+def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
+    """The phases that cost more than the objectives allow, the costliest first."""
+    seconds = _excess_by_phase(facts, statuses)
+    queued = rules_queue.significant(facts)
+    if queued and _queue_unjudged(facts, statuses):
+        seconds[phase.QUEUE] = max(seconds.get(phase.QUEUE, 0.0), facts.queue or 0.0, 1e-3)
+    queue, prefill = seconds.pop(phase.QUEUE, 0.0), seconds.pop(phase.PREFILL, 0.0)
+    before, decode = seconds.pop(phase.PRESCHEDULE, 0.0), seconds.pop(phase.DECODE, 0.0)
+    unknown = seconds.pop(phase.UNKNOWN, 0.0)
+    # While a long step runs the engine does not even look at new requests, so a wait of a step's length belongs to prefill.
+    if before and facts.prefill is not None and (facts.preschedule or 0.0) <= 1.5 * facts.prefill:
+        prefill, before = prefill + before, 0.0
+    if not queued:
+        prefill, queue = prefill + queue, 0.0
+    else:
+        if rules_queue.prefill_saturation(facts) >= 0.5:
+            queue, prefill = queue + prefill, 0.0
+        queue, unknown = queue + unknown + before, 0.0
+        before = 0.0
+    found = []
+    if queue > 0:
+        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts), _ignorance(facts), rules_queue.queue_evidence(facts)))
+    if prefill > 0:
+        found.append(Harm(phase.PREFILL, prefill, rules_prefill.candidates(facts), 0.1, rules_prefill.prefill_evidence(facts)))
+    if decode > 0:
+        found.append(Harm(phase.DECODE, decode, rules_decode.candidates(facts), 0.2, rules_decode.decode_evidence(facts)))
+    if before > 0:
+        found.append(Harm(phase.PRESCHEDULE, before, rules_prefill.preschedule(facts), 0.5))
+    if unknown > 0:
+        found.append(Harm(phase.UNKNOWN, unknown, _unknown_candidates(facts), 0.6))
+    return sorted(found, key=lambda harm: (-harm.seconds, harm.phase))
+
+
+def _excess_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:
+    """Excess seconds per request by phase; of several objectives on one metric the worst counts."""
+    by_hist: dict[Hist, float] = {}
+    for status in statuses:
+        hist = status.target.histogram
+        if hist is not None and status.target.comparison is Comparison.LESS_THAN:
+            by_hist[hist] = max(by_hist.get(hist, 0.0), phase.excess_seconds(status, facts))
+    seconds: dict[str, float] = {}
+    for hist, excess in by_hist.items():
+        for name, share in phase.phase_shares(facts, hist).items():
+            seconds[name] = seconds.get(name, 0.0) + share * excess
+    if _throughput_missed(statuses) and rules_queue.significant(facts):
+        seconds[phase.QUEUE] = seconds.get(phase.QUEUE, 0.0) + max(facts.queue or 0.0, 1e-3)
+    return {name: value for name, value in seconds.items() if value > 0}
+
+
+def _throughput_missed(statuses: Sequence[SLOStatus]) -> bool:
+    return any(
+        s.state is SLOState.MISSED and s.target.base_metric in ("throughput_tokens_per_second", "requests_per_second") for s in statuses
+    )
+
+
+def _queue_unjudged(facts: Facts, statuses: Sequence[SLOStatus]) -> bool:
+    """Whether no objective speaks about the time to the first token or the whole latency, so that the queue counts by itself."""
+    hists = (Hist.TTFT_SECONDS, Hist.E2E_SECONDS, Hist.QUEUE_SECONDS)
+    judged = any(s.target.histogram in hists and s.state is not SLOState.NOT_MEASURED for s in statuses)
+    # Queue times and TTFT are booked late: a gauge far above what runs speaks for itself.
+    growing = facts.waiting is not None and facts.waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, 2.0 * (facts.running_mean or 0.0))
+    return not judged or growing
+
+
+def _queue_candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """Reasons for waiting; a saturated prefill is followed to its own cause (cache off, long prompts)."""
+    found = list(rules_queue.candidates(facts))
+    compute = next((c for c in found if c.cause is Cause.PREFILL_COMPUTE), None)
+    if compute is not None:
+        off = rules_prefill.prefix_off(facts)
+        if off.weight > 0:
+            found.append(replace(off, weight=off.weight * compute.weight))
+    overload = _overload(facts)
+    if overload > 0:
+        found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
+        limit = next((c for c in rules_queue.candidates(facts) if c.cause is Cause.BATCH_LIMIT), None)
+        if limit is not None:
+            evidence = (*limit.evidence, *rules_decode.decode_evidence(facts)[:1])
+            found.append(Candidate(Cause.OVERLOAD, limit.weight * overload, evidence, Verdict.SCALE, "time per token with fewer running requests"))
+    return tuple(found)
+
+
+def _overload(facts: Facts) -> float:
+    """How far a larger batch is out of the question: it is large already, and its tokens come at the limit of the objective."""
+    running = facts.running_mean
+    if running is None or facts.itl is None:
+        return 0.0
+    builtin = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
+    return ramp(running, 0.5 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value) * ramp(facts.itl, 0.6 * builtin, builtin)
+
+
+def _ignorance(facts: Facts) -> float:
+    """Belief left to reasons that no rule names: large where the page tells little."""
+    known = (facts.kv is not None) + (facts.queue is not None) + (facts.prefill is not None) + (facts.running is not None)
+    return (0.8, 0.5, 0.3, 0.15, 0.05)[known]
+
+
+def _unknown_candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """TTFT alone is too high, without phases: what the configuration suggests, if anything."""
+    off = rules_prefill.prefix_off(facts)
+    return (off,) if off.weight > 0 else ()
+
+
+def _latency_findings(facts: Facts, statuses: Sequence[SLOStatus], found: Sequence[Harm]) -> list[Bottleneck]:
+    findings: list[Bottleneck] = []
+    for harm in found:
+        if findings and harm.seconds < _MINOR_HARM_RATIO * found[0].seconds:
+            continue
+        finding = _harm_finding(facts, statuses, harm)
+        if any(other.cause is finding.cause and finding.cause is not Cause.UNKNOWN for other in findings):
+            continue
+        findings.append(finding)
+    if findings:
+        findings += _symptoms(facts, statuses, findings)
+    elif _throughput_missed(statuses):
+        findings += _client_limited(facts, statuses)
+    return findings
+
+
+def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bottleneck:
+    ranked = harm.ranked()
+    top, belief = ranked[0] if ranked else (Candidate(Cause.UNKNOWN, 0.0), 0.0)
+    second = ranked[1] if len(ranked) > 1 else None
+    named = belief >= t.CONFIDENCE_NAMED.value
+    cause = top.cause if named else Cause.UNKNOWN
+    verdict = top.verdict if named else Verdict.NOT_ENOUGH_EVIDENCE
+    evidence = tuple(dict.fromkeys((*top.evidence, *harm.evidence)))
+    relevant = [s for s in statuses if _concerns(s, harm.phase, facts)]
+    level = severity.of_cause(cause, facts, relevant or list(statuses), belief)
+    if not relevant and level.rank > Severity.MEDIUM.rank and not any(s.state is SLOState.MISSED for s in statuses):
+        level = Severity.MEDIUM
+    metric, value, limit = _headline(harm, top if named else None, statuses, facts)
+    alternative = (second[0].cause if second else None) if named else (top.cause if ranked else None)
+    margin = belief - second[1] if second and named else None
+    close = margin is not None and margin < 0.5
+    return Bottleneck(
+        type=explain.CAUSE_TYPES[cause] if named else _PHASE_TYPES[harm.phase],
+        severity=level,
+        description=_describe(cause, harm, top if named else None),
+        metric_name=metric,
+        current_value=value,
+        threshold_value=limit,
+        recommendation=explain.recommendation(cause, facts, verdict),
+        cause=cause,
+        verdict=verdict,
+        confidence_ratio=belief if named else max(0.0, 1.0 - sum(b for _, b in ranked)),
+        evidence=evidence,
+        alternative=alternative,
+        margin_ratio=margin,
+        would_settle=top.settle if close or not named or cause is Cause.PREFIX_CACHE_OFF else "",
+    )
+
+
+def _concerns(status: SLOStatus, name: str, facts: Facts) -> bool:
+    """Whether a missed objective is about this phase."""
+    if status.state is not SLOState.MISSED:
+        return False
+    hist = status.target.histogram
+    if hist is None:
+        return name == phase.QUEUE
+    if name in (phase.QUEUE, phase.PRESCHEDULE):
+        return hist in (Hist.TTFT_SECONDS, Hist.E2E_SECONDS, Hist.QUEUE_SECONDS)
+    if name == phase.DECODE:
+        return hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS, Hist.DECODE_SECONDS, Hist.E2E_SECONDS)
+    return phase.phase_shares(facts, hist).get(name, 0.0) > 0.1 or name == phase.UNKNOWN
+
+
+def _headline(harm: Harm, top: Candidate | None, statuses: Sequence[SLOStatus], facts: Facts) -> tuple[str, float, float]:
+    """The one metric of a finding: the strongest fact for its cause that has a threshold, else the objective that is missed."""
+    pool: tuple[Evidence, ...] = (*(top.evidence if top else ()), *harm.evidence)
+    if harm.phase == phase.QUEUE and (top is None or top.cause in (Cause.BATCH_LIMIT, Cause.OVERLOAD, Cause.PREFILL_COMPUTE)):
+        return "waiting_requests", facts.waiting_mean, t.WAITING_GAUGE_MIN.value
+    for item in pool:
+        if item.threshold is not None and item.role is EvidenceRole.FOR:
+            return item.metric, item.value, item.threshold
+    for status in statuses:
+        if status.state is SLOState.MISSED and status.current_value is not None:
+            return status.metric_name, status.current_value, status.target_value
+    first = pool[0] if pool else None
+    return (first.metric, first.value, 0.0) if first else ("waiting_requests", facts.waiting_mean, t.WAITING_GAUGE_MIN.value)
+
+
+def _describe(cause: Cause, harm: Harm, top: Candidate | None) -> str:
+    texts = [e.text for e in (*(top.evidence if top else ()), *harm.evidence) if e.role is EvidenceRole.FOR]
+    title = explain.TITLES[cause]
+    if cause is Cause.UNKNOWN:
+        names = {phase.QUEUE: "Requests wait", phase.PREFILL: "The first token is late", phase.DECODE: "Tokens come slowly"}
+        title = names.get(harm.phase, "The first token is late") + ", and the data do not name the cause"
+    return f"{title}. " + " ".join(dict.fromkeys(texts[:4])) if texts else f"{title}."
+
+
+def _symptoms(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bottleneck]) -> list[Bottleneck]:
+    """One HIGH_LATENCY finding per missed latency metric that no finding is headed by, referring to the root."""
+    root = findings[0]
+    told = {finding.metric_name for finding in findings}
+    symptoms = []
+    seen: set[Hist] = set()
+    for status in sorted(statuses, key=lambda s: -severity.of_status(s).rank if s.state is SLOState.MISSED else 0):
+        hist = status.target.histogram
+        if status.state is not SLOState.MISSED or hist is None or hist in seen or status.metric_name in told or status.current_value is None:
+            continue
+        seen.add(hist)
+        cause = next((f.cause for f in findings if _explains(f, hist, facts)), None)
+        if cause is None and root.type is BottleneckType.HIGH_LATENCY:
+            cause = root.cause
+        level = severity.of_status(status)
+        symptoms.append(
+            Bottleneck(
+                type=BottleneckType.HIGH_LATENCY,
+                severity=min(level, root.severity, key=lambda s: s.rank) if cause is not None else level,
+                description=status.message,
+                metric_name=status.metric_name,
+                current_value=status.current_value,
+                threshold_value=status.target_value,
+                recommendation=root.recommendation,
+                cause=cause or Cause.UNKNOWN,
+                verdict=root.verdict,
+                confidence_ratio=root.confidence_ratio,
+                symptom_of=cause or root.cause,
+            )
+        )
+    return symptoms
+
+
+def _explains(finding: Bottleneck, hist: Hist, facts: Facts) -> bool:
+    decode = hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS, Hist.DECODE_SECONDS)
+    decode_causes = (Cause.DECODE_BOUND, Cause.TOKEN_BUDGET_TOO_LARGE, Cause.SPECULATION_NOT_PAYING, Cause.OVERLOAD)
+    if decode:
+        return finding.cause in decode_causes or rules_decode.interference_share(facts) > 0.3 or finding.cause is Cause.KV_EXHAUSTED
+    return finding.cause not in decode_causes or finding.cause is Cause.OVERLOAD or hist is Hist.E2E_SECONDS
+
+
+def _client_limited(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Bottleneck]:
+    """Throughput below its objective while nothing waits: the clients do not ask for more."""
+    status = next(s for s in statuses if s.state is SLOState.MISSED and s.target.histogram is None)
+    if status.current_value is None or facts.waiting is None and facts.queue is None:
+        return []
+    return [
+        Bottleneck(
+            type=BottleneckType.LOW_THROUGHPUT,
+            severity=Severity.LOW,
+            description=f"{status.message} Nothing waits ({facts.waiting_mean:.1f} requests): the clients do not ask for more.",
+            metric_name=status.metric_name,
+            current_value=status.current_value,
+            threshold_value=status.target_value,
+            recommendation="Look at the load generator or the router: the engine has room for more requests.",
+            cause=Cause.UNKNOWN,
+            verdict=Verdict.LOOK_AT_CLIENT,
+            confidence_ratio=0.8,
+            would_settle="the client's own concurrency limit",
+        )
+    ]
+
+
+def _ordered(
+    facts: Facts, latency: list[Bottleneck], events: list[Bottleneck], uneven: Bottleneck | None
+) -> list[Bottleneck]:
+    """Root first: uneven load before the queue it makes, serious errors before latency, the rest after the latency root."""
+    queue_root = bool(latency) and latency[0].type is BottleneckType.QUEUE_BUILDUP
+    if queue_root:
+        linked = (Cause.CLIENT_ABORTS, Cause.REJECTIONS)
+        events = [replace(e, symptom_of=latency[0].cause) if e.cause in linked else e for e in events]
+    grave = [e for e in events if e.severity.rank >= Severity.HIGH.rank and e.symptom_of is None]
+    rest = [e for e in events if e not in grave]
+    result = [*grave, *latency, *rest]
+    if uneven is not None:
+        if not latency:
+            return [uneven, *result] if not grave else [*result, uneven]
+        level = max(uneven.severity, latency[0].severity, key=lambda s: s.rank)
+        marked = [replace(f, symptom_of=f.symptom_of or Cause.REPLICA_IMBALANCE) for f in latency]
+        return [*grave, replace(uneven, severity=level), *marked, *rest]
+    return result
+
+
+def _under_use(facts: Facts, statuses: Sequence[SLOStatus]) -> Bottleneck | None:
+    """Far below capacity for minutes, with every objective met."""
+    running, duration = facts.running_mean, facts.window.duration_seconds
+    if running is None or duration is None or duration < 300 or facts.window.lifetime or facts.idle:
+        return None
+    if any(s.state is SLOState.MISSED for s in statuses) or running >= t.UNDER_USE_RUNNING.value * facts.window.replicas or facts.waiting_mean > 0.1:
+        return None
+    if (facts.kv_peak or 0.0) > 0.2 and facts.engine is not Engine.TGI:
+        return None
+    detail = f"{running:.2f} requests run on average, nothing waits, every objective is met."
+    return rules_events.finding(
+        Cause.UNDER_USE,
+        facts,
+        Severity.LOW,
+        Verdict.SCALE,
+        "running_requests",
+        running,
+        t.UNDER_USE_RUNNING.value,
+        detail,
+        confidence=0.8,
+    )

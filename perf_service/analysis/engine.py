@@ -1,0 +1,209 @@
+"""`AnalysisEngine`: from metrics to an `Analysis`: trust, objectives, causes, health, one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from perf_service.analysis import attribution, detector, facts, health, trust
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.slo_monitor import error_count, evaluate
+from perf_service.collectors.fleet_window import fleet_window
+from perf_service.collectors.window import lifetime_window, overall_window, spans_of, window_over
+from perf_service.models.analysis import Analysis, Bottleneck, SLOState, SLOStatus, Verdict
+from perf_service.models.config import EngineConfig
+from perf_service.models.errors import ErrorReason, InvalidArgumentError
+from perf_service.models.metrics import DataIssue, DataQuality, Engine, Gauge, IssueCode, IssueLevel, Snapshot
+from perf_service.models.slo import SLOTarget
+from perf_service.models.window import GaugeStats, Window
+
+Metrics = Snapshot | Window | Sequence[Snapshot]
+
+
+class AnalysisEngine:
+    """Names why an engine misses its objectives. Stateless; safe to share."""
+
+    def analyze(
+        self,
+        metrics: Metrics,
+        engine: Engine | str | None = None,
+        slo_targets: Sequence[SLOTarget] | None = None,
+        *,
+        config: EngineConfig | None = None,
+    ) -> Analysis:
+        """Analyze one instance.
+
+        `metrics`: a Window; or a series of Snapshots of one instance (its longest span without a restart is used); or one
+        Snapshot, whose lifetime totals are a weaker base and marked so. `engine`: checked against the metrics where given.
+        `slo_targets`: the operator's objectives; without any, built-in latency objectives apply. `config`: launch arguments
+        known otherwise; they win over what the pages tell.
+
+        Raises:
+            InvalidArgumentError: unknown engine, no snapshots, or metrics of another engine than told.
+        """
+        window, pages = _window_of(metrics)
+        _check_engine(engine, window)
+        full = config.over(window.config) if config else window.config
+        series = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
+        return _analysis(facts.facts_of(window, full, series, pages), tuple(slo_targets or ()), None)
+
+
+def analyze_fleet(
+    windows: Mapping[str, Window] | Mapping[str, Sequence[Snapshot]],
+    engine: Engine | str | None = None,
+    slo_targets: Sequence[SLOTarget] | None = None,
+    *,
+    config: EngineConfig | None = None,
+    fleet_id: str = "",
+) -> Analysis:
+    """Analyze a fleet from its replicas' windows (or snapshots): the merged window, and imbalance between the replicas.
+
+    Raises:
+        InvalidArgumentError: for no replicas, replicas of different engines, or metrics of another engine than told.
+    """
+    if not windows:
+        raise InvalidArgumentError("a fleet needs the metrics of one replica or more", field="windows")
+    parts = {name: _window_of(value)[0] for name, value in windows.items()}
+    if len(parts) == 1:
+        (single,) = windows.values()
+        analysis = AnalysisEngine().analyze(single, engine, slo_targets, config=config)
+        return _with_fleet(analysis, fleet_id)
+    usable = {name: part for name, part in parts.items() if part.quality.usable}
+    merged = fleet_window(fleet_id or "fleet", list((usable or parts).values()))
+    _check_engine(engine, merged)
+    full = config.over(merged.config) if config else merged.config
+    loads = {name: part.gauges for name, part in usable.items()}
+    return _with_fleet(_analysis(facts.facts_of(merged, full), tuple(slo_targets or ()), loads), fleet_id)
+
+
+def _with_fleet(analysis: Analysis, fleet_id: str) -> Analysis:
+    from dataclasses import replace
+
+    return replace(analysis, fleet_id=fleet_id)
+
+
+def _window_of(metrics: Metrics) -> tuple[Window, list[Snapshot]]:
+    """The window to conclude from, and the pages it was made of (those after the last restart that count)."""
+    if isinstance(metrics, Window):
+        return metrics, []
+    if isinstance(metrics, Snapshot):
+        return lifetime_window(metrics), [metrics]
+    given = list(metrics)
+    if not given:
+        raise InvalidArgumentError("there are no snapshots to analyze", field="metrics", reason=ErrorReason.NOT_ENOUGH_DATA)
+    window = overall_window(given)
+    if window is None:
+        return lifetime_window(given[-1]), []
+    for span in spans_of(given):
+        if span[-1].collected_at == window.end and len(span) == window.scrapes:
+            return window, span
+    return window, []
+
+
+def _check_engine(engine: Engine | str | None, window: Window) -> None:
+    if engine is None:
+        return
+    try:
+        wanted = Engine(str(engine).lower())
+    except ValueError as error:
+        known = ", ".join(e.value for e in Engine)
+        raise InvalidArgumentError(f"{engine!r} is not an engine; known: {known}", field="engine", reason=ErrorReason.ENGINE_UNKNOWN) from error
+    if wanted is not window.engine:
+        raise InvalidArgumentError(
+            f"the metrics are of {window.engine.value}, not of {wanted.value}", field="engine", reason=ErrorReason.ENGINE_MISMATCH
+        )
+
+
+def _analysis(found: facts.Facts, targets: tuple[SLOTarget, ...], loads: Mapping[str, Mapping[Gauge, GaugeStats]] | None) -> Analysis:
+    window = found.window
+    issues = trust.gate(found)
+    quality = window.quality.plus(*issues)
+    found = trust.trusted(found, issues)
+    statuses = evaluate(window, targets or t.BUILTIN_OBJECTIVES)
+    statuses = tuple(attribution.attributed(status, found) for status in statuses)
+    if not quality.usable:
+        return _blocked(found, quality, statuses)
+    if found.idle:
+        summary = "Nothing to do: the engine was asked nothing in this window."
+        if not (window.gauges or window.counters or window.histograms):
+            return _blocked(found, quality.plus(_nothing()), statuses)
+        return _result(found, quality, statuses, (), None, (), Verdict.NOTHING_TO_DO, summary)
+    detection = detector.detect(found, statuses, loads)
+    score, parts = _health(found, statuses, detection.bottlenecks)
+    verdict, summary = _conclusion(found, statuses, detection.bottlenecks, score)
+    return _result(found, quality, statuses, detection.bottlenecks, score, parts, verdict, summary, detection.confidences)
+
+
+def _nothing() -> DataIssue:
+    return DataIssue(IssueCode.NO_KNOWN_METRICS, IssueLevel.BLOCKING, "The page carries no metric that this service knows.")
+
+
+def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus, ...]) -> Analysis:
+    reason = quality.blocking[0].message if quality.blocking else "the data cannot be trusted"
+    restarted = quality.has(IssueCode.RESET)
+    verdict = Verdict.WAIT if restarted else Verdict.NOT_ENOUGH_EVIDENCE
+    unmeasured = evaluate(Window(found.window.instance_id, found.engine, None, None, None, 0), [s.target for s in statuses])
+    return _result(found, quality, unmeasured, (), None, (), verdict, f"Not enough evidence: {reason}")
+
+
+def _health(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck]):  # type: ignore[no-untyped-def]
+    failed = error_count(found.window)
+    total = found.finished + failed
+    from perf_service.analysis import rules_queue
+    from perf_service.models.analysis import Cause
+
+    queued = rules_queue.significant(found)
+    return health.score(
+        statuses,
+        error_ratio=failed / total if total > 0 else 0.0,
+        waiting=found.waiting_mean if queued else 0.0,
+        running=found.running_mean or 0.0,
+        preemptions_per_request=found.preemptions_per_request or 0.0,
+        hung=any(b.cause is Cause.ENGINE_HANG for b in bottlenecks),
+    )
+
+
+def _conclusion(
+    found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], score: float
+) -> tuple[Verdict, str]:
+    if bottlenecks:
+        root = bottlenecks[0]
+        verdict = root.verdict
+        few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause.value != "engine_hang"
+        if few and found.window.scrapes > 1 and verdict is Verdict.TUNE:
+            verdict = Verdict.WAIT
+        return verdict, root.description
+    measured = [s for s in statuses if s.state is not SLOState.NOT_MEASURED]
+    if not measured and found.waiting is None and found.running is None:
+        return Verdict.NOT_ENOUGH_EVIDENCE, "Not enough evidence: neither latency nor load is on the page."
+    return Verdict.NOTHING_TO_DO, f"Nothing to do: no objective is missed and nothing piles up (health {score:.0f})."
+
+
+def _result(
+    found: facts.Facts,
+    quality: DataQuality,
+    statuses: tuple[SLOStatus, ...],
+    bottlenecks: tuple[Bottleneck, ...],
+    score: float | None,
+    parts,  # type: ignore[no-untyped-def]
+    verdict: Verdict,
+    summary: str,
+    confidences=None,  # type: ignore[no-untyped-def]
+) -> Analysis:
+    window = found.window
+    return Analysis(
+        instance_id=window.instance_id,
+        engine=window.engine,
+        bottlenecks=bottlenecks,
+        slo_statuses=statuses,
+        overall_health_score=score,
+        health_parts=parts,
+        verdict=verdict,
+        summary=summary,
+        window=window,
+        quality=quality,
+        config=found.config,
+        engine_version=window.engine_version,
+        model_name=window.model_name,
+        cause_confidences=dict(confidences or {}),
+    )

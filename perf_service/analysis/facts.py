@@ -1,0 +1,326 @@
+"""What a window says in the quantities that the rules reason with: phase times, occupancies by Little's law, loads.
+
+Every field is None where the page does not tell it. Occupancy of a phase = its summed seconds / busy seconds: the mean number
+of requests in it (Little's law), known even from two pages whose gauges were read while nothing ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from perf_service.analysis import thresholds as t
+from perf_service.models.config import EngineConfig
+from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Snapshot
+from perf_service.models.window import GaugeStats, Window
+
+# The knob that limits running requests and the one that limits tokens per step, by engine.
+SEQUENCE_LIMIT_KNOBS: dict[Engine, tuple[str, ...]] = {
+    Engine.VLLM: ("max_num_active_seqs", "max_num_seqs"),
+    Engine.SGLANG: ("max_running_requests",),
+    Engine.TGI: ("max_batch_size",),
+}
+TOKEN_BUDGET_KNOBS: dict[Engine, tuple[str, ...]] = {
+    Engine.VLLM: ("max_num_batched_tokens",),
+    Engine.SGLANG: ("chunked_prefill_size",),
+    Engine.TGI: ("max_batch_prefill_tokens",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pinning:
+    """How constant the number of running requests was while others waited."""
+
+    share: float  # of the scrapes with waiting requests, those with running at its maximum
+    limit: float  # that maximum
+    scrapes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The quantities of one window. Times in seconds, means per request unless said otherwise."""
+
+    window: Window
+    config: EngineConfig
+    busy_seconds: float | None = None
+    finished: float = 0.0
+    started: float = 0.0  # requests with a first token
+    ttft: float | None = None
+    itl: float | None = None  # per token (ITL, else TPOT)
+    e2e: float | None = None
+    queue: float | None = None
+    prefill: float | None = None
+    decode: float | None = None
+    inference: float | None = None
+    prompt_tokens: float | None = None
+    computed_tokens: float | None = None  # prompt tokens without cached ones
+    output_tokens: float | None = None
+    requests_per_second: float | None = None
+    waiting_occupancy: float | None = None
+    prefill_occupancy: float | None = None
+    running_occupancy: float | None = None
+    waiting: GaugeStats | None = None
+    running: GaugeStats | None = None
+    kv: GaugeStats | None = None
+    kv_need_ratio: float | None = None
+    pinning: Pinning | None = None
+    preemptions: float | None = None
+    preemptions_per_request: float | None = None
+    sequence_limit: float | None = None
+    token_budget: float | None = None
+    budget_estimate: float | None = None  # tokens per step that the prefill occupancy implies
+    prefix_caching: bool | None = None
+    hit_ratio: float | None = None
+    deferred_share: float | None = None
+    cpu_cores: float | None = None
+    series: tuple[Window, ...] = field(default=())
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the window."""
+        return self.window.engine
+
+    @property
+    def waiting_mean(self) -> float:
+        """Mean number of waiting requests: the larger of what the gauge and what the queue times say; 0 where neither is known."""
+        return max(self.waiting.mean if self.waiting else 0.0, self.waiting_occupancy or 0.0)
+
+    @property
+    def running_mean(self) -> float | None:
+        """Mean number of running requests, while there were any."""
+        if self.running_occupancy is not None:
+            return self.running_occupancy
+        if self.running is None or self.running.nonzero_share <= 0:
+            return None
+        return self.running.mean / self.running.nonzero_share
+
+    @property
+    def queue_share(self) -> float | None:
+        """Share of TTFT (else of E2E) that was waiting in the engine's queue."""
+        whole = self.ttft if self.ttft else self.e2e
+        if self.queue is None or not whole:
+            return None
+        return min(1.0, self.queue / whole)
+
+    @property
+    def preschedule(self) -> float | None:
+        """Seconds of TTFT before the scheduler saw the request: HTTP, tokenizing, and the rest of a long running step."""
+        if self.ttft is None or self.queue is None or self.prefill is None or self.window.engine is Engine.TGI:
+            return None
+        return max(0.0, self.ttft - self.queue - self.prefill)
+
+    @property
+    def prompt_share(self) -> float | None:
+        """Share of computed prompt tokens in all tokens the engine processed."""
+        if self.computed_tokens is None or self.output_tokens is None or self.computed_tokens + self.output_tokens <= 0:
+            return None
+        return self.computed_tokens / (self.computed_tokens + self.output_tokens)
+
+    @property
+    def kv_peak(self) -> float | None:
+        """Highest KV cache use at a scrape."""
+        return self.kv.max if self.kv else None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was asked of the engine: no request began, ran, waited, finished or failed, no token came."""
+        moved = any(
+            self.window.counters.get(counter, 0.0) > 0
+            for counter in (
+                Counter.GENERATION_TOKENS,
+                Counter.PROMPT_TOKENS,
+                Counter.REQUESTS_FAILED,
+                Counter.REQUESTS_ABORTED,
+                Counter.REQUESTS_REJECTED,
+                Counter.REQUESTS_SUCCEEDED,
+                Counter.HTTP_5XX_RESPONSES,
+                Counter.HTTP_4XX_RESPONSES,
+            )
+        )
+        present = (self.running is not None and self.running.max > 0) or (self.waiting is not None and self.waiting.max > 0)
+        return not moved and not present and self.finished <= 0 and self.started <= 0
+
+
+def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = (), pages: Sequence[Snapshot] = ()) -> Facts:
+    """Read the facts off a window; `series` (consecutive windows inside it) and `pages` sharpen busy time and pinning."""
+    busy = _busy_seconds(window, series)
+    finished = next((n for hist in t.REQUEST_HISTOGRAMS if (n := window.count(hist)) > 0), 0.0)
+    finished = max(finished, window.counters.get(Counter.REQUESTS_SUCCEEDED, 0.0))
+    queue, prefill, decode, inference = _phases(window)
+    prompt, computed, output, hit_ratio = _tokens(window, finished)
+    running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
+    prefill_occupancy = _occupancy(window, Hist.PREFILL_SECONDS, busy) if window.engine is not Engine.TGI else None
+    running_occupancy = _occupancy(window, Hist.INFERENCE_SECONDS, busy)
+    if running_occupancy is None and inference is not None and busy and finished:
+        running_occupancy = inference * finished / busy
+    if prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
+        # Without times: the running gauge split by the phases' shares.
+        prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
+    pinning = _pinning(pages) if len(pages) > 2 else _pinning_of_stats(running, waiting)
+    budget_estimate = None
+    if prefill_occupancy is not None and computed and window.replicas == 1:
+        budget_estimate = max(1.0, (prefill_occupancy - 1.0) * computed)
+    preemptions = window.delta(Counter.PREEMPTIONS)
+    gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
+    if preemptions is None and gauge is not None:
+        preemptions = gauge.mean * gauge.samples
+    ttft_count = window.count(Hist.TTFT_SECONDS)
+    return Facts(
+        window=window,
+        config=config,
+        busy_seconds=busy,
+        finished=finished,
+        started=ttft_count,
+        ttft=window.mean(Hist.TTFT_SECONDS),
+        itl=_first(window.mean(Hist.ITL_SECONDS), window.mean(Hist.TPOT_SECONDS)),
+        e2e=window.mean(Hist.E2E_SECONDS),
+        queue=queue,
+        prefill=prefill,
+        decode=decode,
+        inference=inference,
+        prompt_tokens=prompt,
+        computed_tokens=computed,
+        output_tokens=output,
+        requests_per_second=finished / busy if busy and finished else None,
+        waiting_occupancy=_occupancy(window, Hist.QUEUE_SECONDS, busy),
+        prefill_occupancy=prefill_occupancy,
+        running_occupancy=running_occupancy,
+        waiting=waiting,
+        running=running,
+        kv=window.gauge(Gauge.KV_CACHE_USAGE_RATIO),
+        kv_need_ratio=_kv_need(window, config, running_occupancy, prompt, output),
+        pinning=pinning,
+        preemptions=preemptions,
+        preemptions_per_request=preemptions / finished if preemptions is not None and finished > 0 else None,
+        sequence_limit=_limit(window, config, SEQUENCE_LIMIT_KNOBS),
+        token_budget=_limit(window, config, TOKEN_BUDGET_KNOBS, per_replica=True),
+        budget_estimate=budget_estimate,
+        prefix_caching=_prefix_caching(window.engine, config),
+        hit_ratio=hit_ratio,
+        deferred_share=_deferred_share(window, waiting),
+        cpu_cores=window.rate(Counter.PROCESS_CPU_SECONDS),
+        series=tuple(series),
+    )
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _busy_seconds(window: Window, series: Sequence[Window]) -> float | None:
+    """Seconds in which the engine had work, as far as the scrapes tell them from the idle ones."""
+    if not window.duration_seconds or window.lifetime:
+        return None
+    busy = 0.0
+    for part in series:
+        running, waiting = part.gauge(Gauge.RUNNING_REQUESTS), part.gauge(Gauge.WAITING_REQUESTS)
+        moved = any(part.counters.get(c, 0.0) > 0 for c in (Counter.GENERATION_TOKENS, Counter.PROMPT_TOKENS, Counter.REQUESTS_SUCCEEDED))
+        if moved or (running and running.max > 0) or (waiting and waiting.max > 0):
+            busy += part.duration_seconds or 0.0
+    return busy or window.duration_seconds
+
+
+def _occupancy(window: Window, hist: Hist, busy: float | None) -> float | None:
+    histogram = window.histograms.get(hist)
+    if histogram is None or not busy or histogram.count <= 0:
+        return None
+    return histogram.sum / busy
+
+
+def _phases(window: Window) -> tuple[float | None, float | None, float | None, float | None]:
+    queue, prefill = window.mean(Hist.QUEUE_SECONDS), window.mean(Hist.PREFILL_SECONDS)
+    decode, inference = window.mean(Hist.DECODE_SECONDS), window.mean(Hist.INFERENCE_SECONDS)
+    ttft, e2e = window.mean(Hist.TTFT_SECONDS), window.mean(Hist.E2E_SECONDS)
+    if decode is None and ttft is not None and e2e is not None:
+        decode = max(0.0, e2e - ttft)
+    if prefill is None and ttft is not None and queue is not None:
+        # SGLang has no per-request prefill time: what of TTFT was not queueing.
+        prefill = max(0.0, ttft - queue)
+    if inference is None and prefill is not None and decode is not None:
+        inference = prefill + decode
+    return queue, prefill, decode, inference
+
+
+def _tokens(window: Window, finished: float) -> tuple[float | None, float | None, float | None, float | None]:
+    prompt_sum, output_sum = window.delta(Counter.PROMPT_TOKENS), window.delta(Counter.GENERATION_TOKENS)
+    prompt = _first(window.mean(Hist.PROMPT_TOKENS), prompt_sum / finished if prompt_sum is not None and finished else None)
+    output = _first(window.mean(Hist.GENERATION_TOKENS), output_sum / finished if output_sum is not None and finished else None)
+    hits, queries = window.delta(Counter.PREFIX_CACHE_HITS_TOKENS), window.delta(Counter.PREFIX_CACHE_QUERIES_TOKENS)
+    cached = window.delta(Counter.PROMPT_CACHED_TOKENS)
+    hit_ratio: float | None = None
+    if hits is not None and queries:
+        hit_ratio = min(1.0, hits / queries)
+    elif cached is not None and prompt_sum:
+        hit_ratio = min(1.0, cached / prompt_sum)
+    elif (gauge := window.gauge(Gauge.PREFIX_CACHE_HIT_RATIO)) is not None:
+        hit_ratio = gauge.mean
+    computed = window.mean(Hist.PREFILL_COMPUTED_TOKENS)
+    if computed is None and prompt is not None:
+        computed = prompt * (1.0 - (hit_ratio or 0.0))
+    return prompt, computed, output, hit_ratio
+
+
+def _kv_need(
+    window: Window, config: EngineConfig, running: float | None, prompt: float | None, output: float | None
+) -> float | None:
+    """Occupied share of the KV cache by Little's law: running x (prompt + half the output, rounded up to blocks) / capacity."""
+    capacity_gauge = window.gauge(Gauge.KV_CAPACITY_TOKENS)
+    capacity = capacity_gauge.mean if capacity_gauge else _first(config.number("kv_cache_size_tokens"))
+    if not capacity or running is None or prompt is None or output is None:
+        return None
+    block = _first(config.number("block_size"), config.number("page_size")) or 16.0
+    return running * (prompt + output / 2.0 + block / 2.0) / capacity
+
+
+def _limit(
+    window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]], *, per_replica: bool = False
+) -> float | None:
+    values = [value for knob in knobs[window.engine] if (value := config.number(knob)) is not None and value > 0]
+    if not values:
+        return None
+    ranks = 1.0 if per_replica else max(1, window.replicas) * (config.number("data_parallel_size") or 1.0)
+    return min(values) * ranks
+
+
+def _prefix_caching(engine: Engine, config: EngineConfig) -> bool | None:
+    told = config.get("enable_prefix_caching")
+    if isinstance(told, bool):
+        return told
+    disabled = config.get("disable_radix_cache") if engine is Engine.SGLANG else None
+    return not disabled if isinstance(disabled, bool) else None
+
+
+def _deferred_share(window: Window, waiting: GaugeStats | None) -> float | None:
+    if waiting is None or waiting.mean <= 0:
+        return None
+    deferred, grammar = window.gauge(Gauge.WAITING_DEFERRED_REQUESTS), window.gauge(Gauge.GRAMMAR_QUEUE_REQUESTS)
+    if deferred is None and grammar is None:
+        return None
+    # SGLang counts its grammar queue apart from the waiting one.
+    grammar_mean = grammar.mean if grammar else 0.0
+    return min(1.0, ((deferred.mean if deferred else 0.0) + grammar_mean) / (waiting.mean + grammar_mean))
+
+
+def _pinning(pages: Sequence[Snapshot]) -> Pinning | None:
+    """Running at the scrapes where others waited: constant at a sequence limit, wandering at any other one."""
+    seen = [
+        (page.gauges[Gauge.RUNNING_REQUESTS], page.gauges[Gauge.WAITING_REQUESTS])
+        for page in pages
+        if Gauge.RUNNING_REQUESTS in page.gauges and Gauge.WAITING_REQUESTS in page.gauges
+    ]
+    queued = [running for running, waiting in seen if waiting > 0 and running > 0]
+    if len(queued) < 2:
+        return None
+    limit = max(running for running, _ in seen)
+    # A finished request leaves its place for one step: up to one below the limit still counts where the limit is not tiny.
+    near = 0.0 if limit <= 4 else max(1.0, 0.04 * limit)
+    return Pinning(sum(limit - running <= near for running in queued) / len(queued), limit, len(queued))
+
+
+def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> Pinning | None:
+    if running is None or waiting is None or waiting.max <= 0 or running.max <= 0 or running.samples < 3:
+        return None
+    active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
+    constant = running.min == running.max or active >= 0.97 * running.max
+    wandering = active < 0.85 * running.max
+    return Pinning(1.0 if constant else 0.0 if wandering else 0.6, running.max, running.samples)

@@ -1,0 +1,109 @@
+"""Why tokens come slowly once they come: batch size, prefill interference, preemption stalls, speculation."""
+
+from __future__ import annotations
+
+from perf_service.analysis import rules_queue
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import Candidate, compact, fact, ramp
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import Cause, Evidence, Verdict
+from perf_service.models.metrics import Counter, Hist
+
+
+def interference_share(facts: Facts) -> float:
+    """Share of the time per output token that is prefill steps of others: what the mean exceeds the median by, for prompt-heavy work."""
+    middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    if facts.itl is None or middle is None or facts.itl <= 0 or facts.prompt_share is None:
+        return 0.0
+    return max(0.0, 1.0 - middle.value / facts.itl) * ramp(facts.prompt_share, 0.3, 0.9)
+
+
+def candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """Causes of slow decoding with their weights."""
+    interference = _interference(facts)
+    kv = rules_queue.kv_weight(facts) if facts.preemptions else 0.0
+    decode = 0.7 * (1.0 - 0.8 * interference)
+    return tuple(
+        candidate
+        for candidate in (
+            Candidate(Cause.DECODE_BOUND, decode, decode_evidence(facts), Verdict.SCALE, "time per token at another batch size"),
+            Candidate(
+                Cause.TOKEN_BUDGET_TOO_LARGE,
+                0.9 * interference,
+                interference_evidence(facts),
+                Verdict.TUNE,
+                "the launch argument max_num_batched_tokens, and whether the spikes coincide with arriving prompts",
+            ),
+            Candidate(Cause.KV_EXHAUSTED, kv, rules_queue.kv_evidence(facts)),
+            _speculation(facts),
+            Candidate(
+                Cause.CPU_OVERHEAD,
+                0.5 * ramp(facts.cpu_cores, 0.7, t.CPU_SATURATED.value) if facts.cpu_cores is not None else 0.0,
+                (),
+                Verdict.TUNE,
+                "CPU use of each server process and the accelerator's idle share",
+            ),
+        )
+        if candidate.weight > 0.005
+    )
+
+
+def _interference(facts: Facts) -> float:
+    """How likely prefill chunks of others cause the slow tokens: a long tail over a short median, on prompt-heavy work."""
+    tail, middle = facts.window.quantile(Hist.ITL_SECONDS, 0.99), facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    if tail is None or middle is None or middle.value <= 0 or facts.prompt_share is None or facts.prompt_tokens is None:
+        return 0.0
+    if facts.token_budget is not None and facts.token_budget <= 512:
+        return 0.0
+    spread = ramp(tail.value / middle.value, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
+    heavy = ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8) * ramp(facts.prompt_tokens, 256, 1024)
+    return spread * heavy
+
+
+def decode_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """Time per token and the batch it was reached with."""
+    running = facts.running_mean
+    middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    whole = facts.e2e
+    share = facts.decode / whole if facts.decode is not None and whole else None
+    return compact(
+        (
+            fact(facts, "itl_seconds", "mean", facts.itl, f"A token takes {facts.itl * 1000:.0f} ms on average.", unit="s")
+            if facts.itl is not None
+            else None,
+            fact(facts, "itl_seconds", "p50", middle.value, f"The median is {middle.value * 1000:.0f} ms.", unit="s", samples=middle.samples)
+            if middle is not None
+            else None,
+            fact(
+                facts, "running_requests", "mean", running, f"{running:.1f} requests decode together on average.", unit="requests"
+            )
+            if running is not None
+            else None,
+            fact(facts, "decode_seconds", "share", share, f"Decoding is {share:.0%} of the whole latency.", unit="ratio")
+            if share is not None
+            else None,
+        )
+    )
+
+
+def interference_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """The tail of the time between tokens beside its median."""
+    tail, middle = facts.window.quantile(Hist.ITL_SECONDS, 0.99), facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    if tail is None or middle is None or middle.value <= 0:
+        return ()
+    ratio = tail.value / middle.value
+    text = f"ITL p99 is {tail.value * 1000:.0f} ms, {ratio:.0f} times its median, with prompts of {facts.prompt_tokens or 0:.0f} tokens."
+    return (fact(facts, "itl_seconds", "p99/p50", ratio, text, threshold=t.INTERFERENCE_RATIO.value, unit="ratio", samples=tail.samples),)
+
+
+def _speculation(facts: Facts) -> Candidate:
+    drafts, accepted = facts.window.delta(Counter.SPEC_DRAFTS), facts.window.delta(Counter.SPEC_ACCEPTED_TOKENS)
+    if not drafts or accepted is None:
+        return Candidate(Cause.SPECULATION_NOT_PAYING, 0.0)
+    per_draft = accepted / drafts
+    text = f"A draft yields {per_draft:.2f} accepted tokens."
+    evidence = (
+        fact(facts, "spec_accepted_tokens", "per draft", per_draft, text, threshold=t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, unit="tokens"),
+    )
+    weight = 1.0 - ramp(per_draft, t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, 4 * t.SPEC_ACCEPTED_PER_DRAFT_MIN.value)
+    return Candidate(Cause.SPECULATION_NOT_PAYING, weight, evidence, Verdict.TUNE, "time per token with speculation off")

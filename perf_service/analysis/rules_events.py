@@ -1,0 +1,203 @@
+"""Findings that need no latency: hang, errors, rejections, aborts, imbalance, under-use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from perf_service.analysis import explain
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import compact, fact
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import Bottleneck, Cause, Evidence, Severity, Verdict
+from perf_service.models.metrics import Counter, Gauge, Hist
+from perf_service.models.window import GaugeStats, Window
+
+
+def finding(
+    cause: Cause,
+    facts: Facts,
+    severity: Severity,
+    verdict: Verdict,
+    metric: str,
+    value: float,
+    threshold: float,
+    detail: str,
+    evidence: tuple[Evidence, ...] = (),
+    confidence: float = 0.9,
+) -> Bottleneck:
+    """A bottleneck of a cause that stands by itself."""
+    return Bottleneck(
+        type=explain.CAUSE_TYPES[cause],
+        severity=severity,
+        description=f"{explain.TITLES[cause]}: {detail}",
+        metric_name=metric,
+        current_value=value,
+        threshold_value=threshold,
+        recommendation=explain.recommendation(cause, facts, verdict),
+        cause=cause,
+        verdict=verdict,
+        confidence_ratio=confidence,
+        evidence=evidence,
+    )
+
+
+_PROGRESS = (Counter.GENERATION_TOKENS, Counter.PROMPT_TOKENS, Counter.REQUESTS_SUCCEEDED, Counter.REQUESTS_ABORTED, Counter.REQUESTS_FAILED)
+
+
+def _stands_still(window: Window) -> bool:
+    if not any(counter in window.counters for counter in _PROGRESS):
+        return False
+    if any(window.counters.get(counter, 0.0) > 0 for counter in _PROGRESS) or window.count(Hist.ITERATION_TOKENS) > 0:
+        return False
+    running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
+    return (running is not None and running.min > 0) or (waiting is not None and waiting.min > 0)
+
+
+def hang(facts: Facts) -> Bottleneck | None:
+    """Work is there and no token comes, while the page itself is alive. Looked for at the end of the window."""
+    still = 0.0
+    parts = facts.series or (facts.window,)
+    scrapes = 1
+    for part in reversed(parts):
+        if part.lifetime or not _stands_still(part):
+            break
+        still += part.duration_seconds or 0.0
+        scrapes += part.scrapes - 1
+    usual = max(facts.prefill or 0.0, facts.itl or 0.0)
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    if tail is not None and tail.high != float("inf"):
+        usual = max(usual, tail.high)
+    needed = max(t.STALL_SECONDS.value, t.STALL_STEPS.value * usual)
+    if still < needed:
+        return None
+    running = facts.running.last if facts.running else 0.0
+    waiting = facts.waiting.last if facts.waiting else 0.0
+    alive = facts.window.counters.get(Counter.PROCESS_CPU_SECONDS, 0.0) > 0
+    detail = f"no token for {still:.0f} s over {scrapes} scrapes with {running:.0f} running and {waiting:.0f} waiting requests."
+    evidence = (
+        fact(facts, "generation_tokens", "delta", 0.0, f"No token was generated for {still:.0f} s.", threshold=needed, unit="tokens"),
+        fact(facts, "running_requests", "last", running, f"{running:.0f} requests are running, {waiting:.0f} waiting.", unit="requests"),
+        *compact(
+            (
+                fact(facts, "process_cpu_seconds", "delta", 1.0, "The page is alive: the API process used CPU between the scrapes.")
+                if alive
+                else None,
+            )
+        ),
+    )
+    return finding(
+        Cause.ENGINE_HANG,
+        facts,
+        Severity.CRITICAL,
+        Verdict.RESTART,
+        "generation_tokens",
+        0.0,
+        needed,
+        detail,
+        evidence,
+        0.95 if alive else 0.7,
+    )
+
+
+def errors(facts: Facts) -> tuple[Bottleneck, ...]:
+    """Failed, rejected, malformed and abandoned requests, each with its own share."""
+    window = facts.window
+    get = window.counters.get
+    rejected = get(Counter.REQUESTS_REJECTED, 0.0)
+    failed = max(get(Counter.REQUESTS_FAILED, 0.0), get(Counter.HTTP_5XX_RESPONSES, 0.0) - rejected)
+    malformed, aborted = get(Counter.HTTP_4XX_RESPONSES, 0.0), get(Counter.REQUESTS_ABORTED, 0.0)
+    aborted = max(aborted, _vanished(facts))
+    total = facts.finished + failed + rejected + malformed
+    found = []
+    for cause, count, metric, verdict in (
+        (Cause.REQUEST_ERRORS, failed, "requests_failed", Verdict.NOT_ENOUGH_EVIDENCE),
+        (Cause.REJECTIONS, rejected, "requests_rejected", Verdict.SCALE),
+    ):
+        share = count / total if total else 0.0
+        if count >= t.EVENTS_MIN.value and share >= t.ERROR_RATIO.value:
+            severity = Severity.MEDIUM
+            if share >= t.ERROR_RATIO_HIGH.value:
+                severity = Severity.CRITICAL if share >= t.ERROR_RATIO_CRITICAL.value else Severity.HIGH
+            detail = f"{count:.0f} of {total:.0f} requests ({share:.1%})."
+            evidence = (fact(facts, metric, "share", share, detail, threshold=t.ERROR_RATIO.value, unit="ratio", samples=total),)
+            found.append(finding(cause, facts, severity, verdict, metric, share, t.ERROR_RATIO.value, detail, evidence))
+    share = malformed / total if total else 0.0
+    if malformed >= t.EVENTS_MIN.value and share >= t.ERROR_RATIO_HIGH.value:
+        detail = f"{malformed:.0f} of {total:.0f} requests ({share:.1%}) were answered with HTTP 4xx: the client sends what the server refuses."
+        evidence = (fact(facts, "http_4xx_responses", "share", share, detail, threshold=t.ERROR_RATIO_HIGH.value, unit="ratio", samples=total),)
+        found.append(
+            finding(
+                Cause.REQUEST_ERRORS,
+                facts,
+                Severity.MEDIUM,
+                Verdict.LOOK_AT_CLIENT,
+                "http_4xx_responses",
+                share,
+                t.ERROR_RATIO_HIGH.value,
+                detail,
+                evidence,
+            )
+        )
+    begun = max(facts.started, facts.finished + aborted)
+    share = aborted / begun if begun else 0.0
+    if aborted >= t.EVENTS_MIN.value and share >= t.ABORT_RATIO.value:
+        detail = f"{aborted:.0f} of {begun:.0f} requests ({share:.0%})."
+        evidence = (fact(facts, "requests_aborted", "share", share, detail, threshold=t.ABORT_RATIO.value, unit="ratio", samples=begun),)
+        found.append(
+            finding(
+                Cause.CLIENT_ABORTS,
+                facts,
+                Severity.MEDIUM,
+                Verdict.LOOK_AT_CLIENT,
+                "requests_aborted",
+                share,
+                t.ABORT_RATIO.value,
+                detail,
+                evidence,
+                0.8,
+            )
+        )
+    return tuple(found)
+
+
+def _vanished(facts: Facts) -> float:
+    """Requests that got a first token and neither finished nor run any more: vLLM books a disconnect in no outcome counter."""
+    window = facts.window
+    if window.lifetime or Hist.TTFT_SECONDS not in window.histograms or Hist.E2E_SECONDS not in window.histograms:
+        return 0.0
+    gap = window.count(Hist.TTFT_SECONDS) - window.count(Hist.E2E_SECONDS)
+    return max(0.0, gap - (facts.running.last if facts.running else gap))
+
+
+def imbalance(facts: Facts, loads: Mapping[str, Mapping[Gauge, GaugeStats]]) -> Bottleneck | None:
+    """One replica or rank carries the queue while others have room."""
+    sums = {
+        name: sum(gauges[g].mean for g in (Gauge.RUNNING_REQUESTS, Gauge.WAITING_REQUESTS) if g in gauges)
+        for name, gauges in loads.items()
+        if Gauge.RUNNING_REQUESTS in gauges
+    }
+    if len(sums) < 2:
+        return None
+    mean = sum(sums.values()) / len(sums)
+    name, top = max(sums.items(), key=lambda item: (item[1], item[0]))
+    waiting = loads[name].get(Gauge.WAITING_REQUESTS)
+    if mean <= 0 or top / mean < min(t.IMBALANCE_RATIO.value, 0.8 * len(sums)) or top - mean < t.IMBALANCE_EXCESS.value:
+        return None
+    queued = waiting is not None and waiting.mean >= t.WAITING_GAUGE_MIN.value
+    detail = f"{name} has {top:.1f} requests running or waiting, the mean of {len(sums)} is {mean:.1f}."
+    evidence = tuple(
+        fact(facts, "running_and_waiting_requests", "mean", value, f"{rank}: {value:.1f} requests.", unit="requests")
+        for rank, value in sorted(sums.items(), key=lambda item: -item[1])[:8]
+    )
+    return finding(
+        Cause.REPLICA_IMBALANCE,
+        facts,
+        Severity.MEDIUM if queued else Severity.LOW,
+        Verdict.LOOK_AT_CLIENT,
+        "running_and_waiting_requests",
+        top / mean,
+        t.IMBALANCE_RATIO.value,
+        detail,
+        evidence,
+        0.8,
+    )

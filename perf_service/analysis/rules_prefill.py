@@ -1,0 +1,160 @@
+"""Why the first token is late although the request was admitted: small chunks, no prefix reuse, or plain compute."""
+
+from __future__ import annotations
+
+from perf_service.analysis import rules_queue
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import Candidate, compact, fact, ramp
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import Cause, Evidence, Verdict
+from perf_service.models.metrics import Counter, Engine, Gauge, Hist
+
+
+def candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """Causes of a long prefill phase with their weights."""
+    small = _chunking(facts)
+    tail = _prompt_tail(facts)
+    compute = 0.3 + 0.3 * (1.0 - small)
+    return tuple(
+        candidate
+        for candidate in (
+            Candidate(
+                Cause.TOKEN_BUDGET_TOO_SMALL,
+                0.9 * small,
+                rules_queue.budget_evidence(facts),
+                Verdict.TUNE,
+                rules_queue.ARGS_SETTLE[facts.engine],
+            ),
+            prefix_off(facts),
+            prefix_thrashing(facts),
+            Candidate(
+                Cause.HEAD_OF_LINE_BLOCKING,
+                0.8 * ramp(tail, 0.5 * t.PROMPT_TAIL_RATIO.value, 2 * t.PROMPT_TAIL_RATIO.value) if tail else 0.0,
+                _tail_evidence(facts, tail),
+                Verdict.TUNE,
+                "time to the first token by prompt length",
+            ),
+            Candidate(Cause.PREFILL_COMPUTE, compute, prefill_evidence(facts), Verdict.SCALE, "the step time at another token budget"),
+        )
+        if candidate.weight > 0.005
+    )
+
+
+def _chunking(facts: Facts) -> float:
+    """How likely a small step budget stretches the prefill of one prompt, without a queue to read the budget from."""
+    prompt, budget = facts.computed_tokens, facts.token_budget
+    if prompt is None:
+        return 0.0
+    if budget is not None:
+        steps = prompt / budget
+        return rules_queue.budget_smallness(facts) * ramp(steps, 1.0, t.CHUNKS_MANY.value)
+    ceiling = rules_queue.chunk_ceiling(facts)
+    if ceiling is None:
+        return 0.05
+    steps = prompt / max(1.0, ceiling)
+    return rules_queue.budget_smallness(facts) * ramp(steps, 2.0, 2.0 * t.CHUNKS_MANY.value)
+
+
+def prefill_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """What share of the time to the first token prefill takes."""
+    if facts.prefill is None:
+        return ()
+    share = facts.prefill / facts.ttft if facts.ttft else None
+    text = f"Prefill takes {facts.prefill:.3f} s" + (f", {share:.0%} of the time to the first token" if share is not None else "")
+    if facts.computed_tokens is not None:
+        text += f", for {facts.computed_tokens:.0f} computed prompt tokens"
+    return (fact(facts, "prefill_seconds", "mean", facts.prefill, text + ".", unit="s", threshold=None),)
+
+
+def prefix_off(facts: Facts) -> Candidate:
+    """Prefix caching is switched off and prefill is a material part of the latency. Whether prompts share anything cannot be seen."""
+    weight = 0.0
+    evidence: tuple[Evidence, ...] = ()
+    block = facts.config.number("block_size") or facts.config.number("page_size") or 16.0
+    prompt = facts.prompt_tokens
+    if facts.prefix_caching is False and prompt is not None and prompt >= t.PREFIX_MIN_BLOCKS.value * block:
+        whole = facts.e2e or facts.ttft
+        share = facts.prefill / whole if facts.prefill is not None and whole else None
+        weight = 1.5 * (ramp(share, 0.3 * t.PREFIX_PREFILL_SHARE_MIN.value, t.PREFIX_PREFILL_SHARE_MIN.value) if share is not None else 0.4)
+        evidence = compact(
+            (
+                fact(facts, "enable_prefix_caching", "config", 0.0, "Prefix caching is off in the engine's configuration."),
+                fact(facts, "prompt_tokens", "mean", prompt, f"Prompts have {prompt:.0f} tokens on average, all computed anew.", unit="tokens"),
+                fact(
+                    facts,
+                    "prefill_seconds",
+                    "share",
+                    share,
+                    f"Prefill is {share:.0%} of the whole latency.",
+                    threshold=t.PREFIX_PREFILL_SHARE_MIN.value,
+                    unit="ratio",
+                )
+                if share is not None
+                else None,
+            )
+        )
+    settle = "whether prompts share a prefix (system prompt, chat history, documents): the metrics cannot show it while caching is off"
+    return Candidate(Cause.PREFIX_CACHE_OFF, weight, evidence, Verdict.TUNE, settle)
+
+
+def prefix_thrashing(facts: Facts) -> Candidate:
+    """Prefixes were reused at times but evicted before the next use: some hits, many evictions or a full cache."""
+    hit, evicted = facts.hit_ratio, facts.window.delta(Counter.EVICTED_TOKENS)
+    peak = facts.kv_peak or 0.0
+    if facts.prefix_caching is False or hit is None or not 0.02 < hit < 0.5 or peak < t.KV_FREE_MAX.value:
+        return Candidate(Cause.PREFIX_CACHE_THRASHING, 0.0)
+    text = f"Only {hit:.0%} of prompt tokens are prefix hits while KV cache use peaks at {peak:.0%}."
+    evidence = (fact(facts, "prefix_cache_hit_ratio", "mean", hit, text, unit="ratio"),)
+    weight = 0.5 if evicted else 0.25
+    return Candidate(Cause.PREFIX_CACHE_THRASHING, weight, evidence, Verdict.TUNE, "how often prefixes repeat, and after how long")
+
+
+def _prompt_tail(facts: Facts) -> float | None:
+    """p95 / p50 of prompt length, from bucket bounds."""
+    high = facts.window.quantile(Hist.PROMPT_TOKENS, 0.95)
+    middle = facts.window.quantile(Hist.PROMPT_TOKENS, 0.5)
+    if high is None or middle is None or middle.value <= 0 or high.samples < t.REQUESTS_CERTAIN.value or high.value < 1000:
+        return None
+    return high.value / middle.value
+
+
+def _tail_evidence(facts: Facts, tail: float | None) -> tuple[Evidence, ...]:
+    if tail is None:
+        return ()
+    text = f"The longest 5 % of prompts are {tail:.0f} times the median: short ones wait behind them."
+    return (fact(facts, "prompt_tokens", "p95/p50", tail, text, threshold=t.PROMPT_TAIL_RATIO.value, unit="ratio"),)
+
+
+def preschedule(facts: Facts) -> tuple[Candidate, ...]:
+    """Causes of time spent before the scheduler saw the request."""
+    cores = facts.cpu_cores
+    occupancy = facts.window.gauge(Gauge.FORWARD_OCCUPANCY_RATIO)
+    busy = ramp(cores, 0.6, t.CPU_SATURATED.value) if cores is not None else 0.2
+    if occupancy is not None and facts.engine is Engine.SGLANG:
+        busy = max(busy, 1.0 - ramp(occupancy.mean, 0.5, t.FORWARD_OCCUPANCY_LOW.value))
+    value = facts.preschedule or 0.0
+    evidence = compact(
+        (
+            fact(
+                facts,
+                "preschedule_seconds",
+                "mean",
+                value,
+                f"{value:.3f} s of the time to the first token pass before the scheduler sees the request (HTTP, tokenizing).",
+                unit="s",
+            ),
+            fact(
+                facts,
+                "process_cpu_seconds",
+                "rate",
+                cores,
+                f"The API process uses {cores:.2f} cores.",
+                threshold=t.CPU_SATURATED.value,
+                unit="cores",
+                against=cores < t.CPU_SATURATED.value,
+            )
+            if cores is not None
+            else None,
+        )
+    )
+    return (Candidate(Cause.CPU_OVERHEAD, 0.9 * busy, evidence, Verdict.TUNE, "CPU use of the API server process and its cores"),)

@@ -1,0 +1,395 @@
+"""Why requests wait: an engine holds a request back for few reasons, and each leaves its own trace.
+
+A continuous-batching scheduler admits the head of its queue unless (1) the sequence limit is reached, (2) the step's token budget
+is spent, (3) there are no KV blocks, or (4) the request itself is not ready (LoRA slot, KV transfer, grammar). So:
+
+* (1) leaves the number of running requests constant at the limit;
+* (2) leaves always at least one prompt in prefill: with a budget of B tokens per step and prompts of P tokens, the mean number in
+  prefill is 1 + B/P (a step's stretch of B tokens touches that many prompts). Read backwards it tells B;
+* (3) shows in preemptions and in KV use; (4) in the deferred queue.
+
+vLLM calls (1), (2) and (3) alike "capacity" in `num_requests_waiting_by_reason`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import Candidate, compact, fact, ramp
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import Cause, Evidence, Verdict
+from perf_service.models.metrics import Engine, Hist
+
+ARGS_SETTLE = {
+    Engine.VLLM: "the launch arguments max_num_seqs and max_num_batched_tokens",
+    Engine.SGLANG: "the launch arguments max_running_requests and chunked_prefill_size",
+    Engine.TGI: "the launch arguments max_batch_size and max_batch_prefill_tokens",
+}
+
+
+def significant(facts: Facts) -> bool:
+    """Whether waiting matters at all: enough requests wait, and that is a fair share of the time to the first token."""
+    if facts.queue is not None and facts.finished >= t.REQUESTS_MIN.value:
+        share = facts.queue_share
+        long_enough = share is None or share >= t.QUEUE_SHARE_MIN.value
+        if long_enough and (facts.waiting_mean >= t.WAITING_MIN.value or (facts.window.duration_seconds is None and facts.queue > 0)):
+            return True
+        # Queue times are booked at the end: in an overload those who still wait are not among them.
+        gauge = facts.waiting.mean if facts.waiting else 0.0
+        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, 2.0 * (facts.running_mean or 0.0)) and not facts.window.lifetime
+    gauge = facts.waiting.mean if facts.waiting else 0.0
+    single = facts.window.scrapes <= 1
+    return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)
+
+
+def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """That requests wait, in numbers."""
+    gauge = facts.waiting.mean if facts.waiting else None
+    share = facts.queue_share
+    return compact(
+        (
+            fact(facts, "waiting_requests", "mean", facts.waiting_mean, f"{facts.waiting_mean:.1f} requests wait on average.", unit="requests")
+            if gauge is not None or facts.waiting_occupancy is not None
+            else None,
+            fact(
+                facts,
+                "queue_seconds",
+                "share",
+                share,
+                f"{share:.0%} of the time to the first token is spent in the queue ({facts.queue:.2f} s).",
+                threshold=t.QUEUE_SHARE_MIN.value,
+                unit="ratio",
+            )
+            if share is not None
+            else None,
+        )
+    )
+
+
+def candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """The reasons for waiting with their weights."""
+    kv = kv_weight(facts)
+    saturation = prefill_saturation(facts)
+    small = budget_smallness(facts)
+    deferred = deferred_weight(facts)
+    open_share = (1.0 - 0.9 * kv) * (1.0 - 0.95 * deferred)
+    batch = batch_weight(facts, saturation) * open_share
+    decodes_fill = facts.token_budget is not None and (facts.running_mean or 0.0) >= 0.85 * facts.token_budget
+    budget = max(saturation * small, 0.9 * small if decodes_fill else 0.0) * open_share
+    prefill = saturation * (1.0 - small) * open_share
+    found = [
+        Candidate(Cause.KV_EXHAUSTED, kv * (1.0 - 0.95 * deferred), kv_evidence(facts), kv_verdict(facts)),
+        Candidate(Cause.BATCH_LIMIT, batch, batch_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
+        Candidate(Cause.TOKEN_BUDGET_TOO_SMALL, budget, budget_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
+        Candidate(Cause.PREFILL_COMPUTE, prefill, saturation_evidence(facts), Verdict.SCALE, ARGS_SETTLE[facts.engine]),
+        Candidate(Cause.WAITING_NOT_CAPACITY, deferred, deferred_evidence(facts), Verdict.LOOK_AT_CLIENT),
+    ]
+    if facts.engine is Engine.SGLANG:
+        found.append(_under_admission(facts, open_share))
+    if facts.engine is Engine.TGI:
+        found.append(_reservation(facts, open_share))
+    return tuple(candidate for candidate in found if candidate.weight > 0.005)
+
+
+def kv_weight(facts: Facts) -> float:
+    """How likely the KV cache is what requests wait for."""
+    peak, need = facts.kv_peak, facts.kv_need_ratio
+    if facts.engine is Engine.TGI:
+        return 0.0  # its gauge is reserved budget, not use: see the reservation limit
+    if facts.preemptions:
+        per_request = facts.preemptions_per_request
+        often = per_request is not None and per_request >= t.PREEMPTIONS_PER_REQUEST.value
+        return 0.97 if often or (per_request is None and (peak or 0.0) >= t.KV_FREE_MAX.value) else 0.5
+    if peak is not None and peak >= t.KV_FULL.value:
+        return 0.85
+    if need is not None and need >= t.KV_NEED_FULL.value:
+        return 0.7
+    if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0:
+        return 0.02 + 0.4 * ramp(peak, t.KV_FREE_MAX.value, t.KV_FULL.value)
+    if need is not None:
+        return 0.02 + 0.3 * ramp(need, 0.5, t.KV_NEED_FULL.value)
+    return 0.02 if peak is not None else 0.2
+
+
+def kv_verdict(facts: Facts) -> Verdict:
+    """More KV is a flag's matter as long as memory may be given to it."""
+    return Verdict.TUNE
+
+
+def kv_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """Preemptions and KV use, for or against exhaustion."""
+    per_request, peak, need = facts.preemptions_per_request, facts.kv_peak, facts.kv_need_ratio
+    word = "retractions" if facts.engine is Engine.SGLANG else "preemptions"
+    return compact(
+        (
+            fact(
+                facts,
+                "preemptions",
+                "delta",
+                facts.preemptions,
+                f"{facts.preemptions:.0f} {word} in {facts.finished:.0f} finished requests."
+                if per_request is not None
+                else f"{facts.preemptions:.0f} {word}.",
+                threshold=t.PREEMPTIONS_PER_REQUEST.value * facts.finished if per_request is not None else None,
+                against=facts.preemptions <= 0,
+            )
+            if facts.preemptions is not None
+            else None,
+            fact(
+                facts,
+                "kv_cache_usage_ratio",
+                "max",
+                peak,
+                f"KV cache use peaks at {peak:.1%}.",
+                threshold=t.KV_FULL.value,
+                unit="ratio",
+                against=peak < t.KV_FREE_MAX.value,
+            )
+            if peak is not None
+            else None,
+            fact(
+                facts,
+                "kv_need_ratio",
+                "mean",
+                need,
+                f"By Little's law the running requests need {need:.0%} of the KV cache on average.",
+                threshold=t.KV_NEED_FULL.value,
+                unit="ratio",
+                against=need < 0.5,
+            )
+            if need is not None
+            else None,
+        )
+    )
+
+
+def prefill_saturation(facts: Facts) -> float:
+    """How likely prefill is a busy server with a queue before it: always a prompt in prefill while others wait."""
+    occupancy = facts.prefill_occupancy
+    if occupancy is None:
+        if facts.prompt_share is None:
+            return 0.15
+        return 0.5 * ramp(facts.prompt_share, 0.7, 0.98)
+    value = ramp(occupancy, 0.5, 0.9)
+    running = facts.running_mean
+    if running and running > 1.5:
+        # Many in decode beside the one in prefill: a sequence limit explains the wait as well.
+        value *= 0.4 + 0.6 * ramp(occupancy / running, 0.1, 0.4)
+    return value
+
+
+def budget_smallness(facts: Facts) -> float:
+    """1 where the step's token budget is so small that the fixed cost of a step dominates, 0 where it cannot be."""
+    budget, prompt = facts.token_budget, facts.computed_tokens
+    value = budget if budget is not None else facts.budget_estimate
+    if value is None:
+        return 0.3
+    if budget is None:
+        ceiling = chunk_ceiling(facts)
+        value = min(value, ceiling) if ceiling is not None and ceiling < 0.5 * (prompt or 0.0) else value
+    small = 1.0 - ramp(math.log(max(value, 1.0)), math.log(t.BUDGET_SMALL.value), math.log(t.BUDGET_LARGE_ENOUGH.value))
+    if budget is not None and prompt is not None and prompt + (facts.output_tokens or 0.0) < 0.25 * budget:
+        return 0.0  # a step takes whole prompts
+    if budget is None and facts.itl is not None and prompt is not None and facts.prefill is not None and prompt < 2.0 * value:
+        small *= 0.5
+    return small
+
+
+def chunk_ceiling(facts: Facts) -> float | None:
+    """Upper bound of the tokens per step seen by decoding requests: a prompt's share done within the longest pause (ITL p99).
+
+    A whole prompt in one step stalls every running decode for the prompt's prefill time; in small chunks it does not.
+    """
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    running, occupancy = facts.running_mean, facts.prefill_occupancy
+    if tail is None or facts.prefill is None or not facts.computed_tokens or running is None or occupancy is None or facts.prefill <= 0:
+        return None
+    if running < 1.5 or occupancy < 0.3 or tail.samples < 100 or math.isinf(tail.high):
+        return None
+    return facts.computed_tokens * min(1.0, tail.high / facts.prefill)
+
+
+def budget_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """The token budget as told, or as the occupancy of prefill implies it."""
+    budget, estimate, prompt = facts.token_budget, facts.budget_estimate, facts.computed_tokens
+    steps = prompt / budget if budget and prompt else None
+    small = budget_smallness(facts) >= 0.5
+    return (
+        *compact(
+            (
+                fact(
+                    facts,
+                    "token_budget",
+                    "config",
+                    budget,
+                    f"The step budget is {budget:.0f} tokens"
+                    + (f": a prompt of {prompt:.0f} tokens needs {math.ceil(steps)} steps." if steps else "."),
+                    threshold=t.BUDGET_LARGE_ENOUGH.value,
+                    unit="tokens",
+                    against=not small,
+                )
+                if budget is not None
+                else None,
+                fact(
+                    facts,
+                    "token_budget",
+                    "estimate",
+                    estimate,
+                    f"Prompts of {prompt:.0f} tokens are prefilled about {facts.prefill_occupancy:.2f} at a time: "
+                    f"that fits a budget of about {max(estimate, 1):.0f} tokens per step.",
+                    threshold=t.BUDGET_LARGE_ENOUGH.value,
+                    unit="tokens",
+                    against=not small,
+                )
+                if budget is None and estimate is not None and facts.prefill_occupancy is not None and prompt is not None
+                else None,
+            )
+        ),
+        *saturation_evidence(facts),
+    )
+
+
+def saturation_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """How many prompts are in prefill on average."""
+    occupancy = facts.prefill_occupancy
+    return compact(
+        (
+            fact(
+                facts,
+                "prefill_occupancy",
+                "mean",
+                occupancy,
+                f"On average {occupancy:.2f} requests are in prefill "
+                + (
+                    "while others wait: prefill is a busy server."
+                    if occupancy >= t.PREFILL_SATURATED.value
+                    else "- prefill is not what they wait for."
+                ),
+                threshold=t.PREFILL_SATURATED.value,
+                unit="requests",
+                against=occupancy < t.PREFILL_SATURATED.value,
+            )
+            if occupancy is not None
+            else None,
+        )
+    )
+
+
+def batch_weight(facts: Facts, saturation: float) -> float:
+    """How likely the sequence limit is what requests wait for."""
+    limit, pinning, running = facts.sequence_limit, facts.pinning, facts.running_mean
+    top = max(facts.running.max if facts.running else 0.0, running or 0.0)
+    if limit is not None and top > 0:
+        at_limit = top >= 0.9 * limit
+        return 0.9 * (1.0 - 0.8 * saturation * float(limit > 4)) if at_limit else 0.01
+    if pinning is not None:
+        base = 0.1 + 0.8 * ramp(pinning.share, 0.3, 0.8)
+    elif facts.prefill_occupancy is not None or facts.kv_peak is not None:
+        base = 0.6  # the other reasons are excluded or not by their own traces
+    else:
+        base = 0.3
+    occupancy = facts.prefill_occupancy
+    if occupancy is None:
+        return base * (1.0 - 0.5 * saturation)
+    # Requests that wait for a place behind decoding ones are not in prefill themselves.
+    in_prefill = min(1.0, occupancy / running) if running else 0.0
+    return base * (1.0 - 0.9 * saturation * ramp(in_prefill, 0.2, 0.7))
+
+
+def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """Running requests held at a constant number, and free KV cache beside it."""
+    pinning, limit, peak = facts.pinning, facts.sequence_limit, facts.kv_peak
+    running = facts.running_mean
+    top = max(facts.running.max if facts.running else 0.0, running or 0.0)
+    return compact(
+        (
+            fact(
+                facts,
+                "running_requests",
+                "config",
+                top,
+                f"{top:.0f} requests run; the limit is {limit:.0f}.",
+                threshold=limit,
+                unit="requests",
+                against=top < 0.9 * limit,
+            )
+            if limit is not None and top > 0
+            else None,
+            fact(
+                facts,
+                "running_requests",
+                "share",
+                pinning.share,
+                f"While others wait, running is at its maximum of {pinning.limit:.0f} in {pinning.share:.0%} of {pinning.scrapes} scrapes.",
+                threshold=0.8,
+                unit="ratio",
+                samples=pinning.scrapes,
+                against=pinning.share < 0.5,
+            )
+            if pinning is not None
+            else None,
+            fact(
+                facts,
+                "running_requests",
+                "mean",
+                running,
+                f"{running:.1f} requests run on average while {facts.waiting_mean:.1f} wait.",
+                unit="requests",
+            )
+            if running is not None and pinning is None
+            else None,
+            fact(
+                facts,
+                "kv_cache_usage_ratio",
+                "max",
+                peak,
+                f"KV cache is free: its use peaks at {peak:.1%}." if peak < t.KV_FREE_MAX.value else f"KV cache use peaks at {peak:.1%}.",
+                threshold=t.KV_FREE_MAX.value,
+                unit="ratio",
+                against=peak >= t.KV_FREE_MAX.value,
+            )
+            if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0
+            else None,
+        )
+    )
+
+
+def deferred_weight(facts: Facts) -> float:
+    """How likely requests wait for something other than capacity."""
+    return 3.0 * ramp(facts.deferred_share, 0.3, 0.7) if facts.deferred_share is not None else 0.0
+
+
+def deferred_evidence(facts: Facts) -> tuple[Evidence, ...]:
+    """Share of the waiting requests that no free place would help."""
+    share = facts.deferred_share
+    if share is None:
+        return ()
+    text = f"{share:.0%} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
+    return (fact(facts, "waiting_deferred_requests", "share", share, text, threshold=0.5, unit="ratio", against=share < 0.5),)
+
+
+def _under_admission(facts: Facts, open_share: float) -> Candidate:
+    """SGLang holds back requests for tokens they may still generate: KV in use below 0.9, running wanders with the load."""
+    usage = facts.kv.mean / facts.kv.nonzero_share if facts.kv and facts.kv.nonzero_share > 0 else None
+    peak = facts.kv_peak
+    if usage is None or peak is None:
+        return Candidate(Cause.UNDER_ADMISSION, 0.1 * open_share)
+    reserved = ramp(usage, 0.2, 0.5) * (1.0 - ramp(peak, t.SGLANG_USAGE_LOW.value, 0.97))
+    wandering = 1.0 - (facts.pinning.share if facts.pinning else 0.5)
+    text = f"KV token usage is {usage:.0%} with {facts.waiting_mean:.1f} requests queued."
+    evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
+    settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"
+    return Candidate(Cause.UNDER_ADMISSION, 0.9 * reserved * wandering * open_share, evidence, Verdict.TUNE, settle)
+
+
+def _reservation(facts: Facts, open_share: float) -> Candidate:
+    """TGI admits by worst case: prompt plus max_new_tokens of every running request must fit the token budget."""
+    peak = facts.kv_peak
+    if peak is None:
+        return Candidate(Cause.RESERVATION_LIMIT, 0.3 * open_share, (), Verdict.LOOK_AT_CLIENT, "the gauge tgi_batch_max_total_tokens")
+    text = f"Up to {peak:.0%} of the batch's token budget is reserved for the running requests' worst case."
+    evidence = (
+        fact(facts, "kv_cache_usage_ratio", "max", peak, text, threshold=t.KV_FREE_MAX.value, unit="ratio", against=peak < t.KV_FREE_MAX.value),
+    )
+    return Candidate(Cause.RESERVATION_LIMIT, 0.95 * ramp(peak, 0.6, 0.9), evidence, Verdict.TUNE)

@@ -1,0 +1,99 @@
+"""Every threshold of the analyzer in one place, each with its unit and where it comes from.
+
+Causes are told apart by physics (occupancies, shares, exclusion of the other reasons); what is left to thresholds is what
+counts as "much". None was fitted to a saved page.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from perf_service.models.metrics import Hist
+from perf_service.models.slo import SLOTarget
+
+
+class Threshold(NamedTuple):
+    """A limit with its unit and source."""
+
+    value: float
+    unit: str
+    source: str
+
+
+BUILTIN_OBJECTIVES: Final[tuple[SLOTarget, ...]] = (
+    # A reader perceives 100 ms as immediate (Nielsen, Usability Engineering, 1993).
+    SLOTarget("ttft", 0.1, "less_than", builtin=True),
+    # 20 tokens/s is about four times reading speed, and a common interactive objective (50 ms in Dynamo's SLA default).
+    SLOTarget("itl", 0.05, "less_than", builtin=True),
+)
+"""What latency is held against where the operator has no policy. A finding made from these alone is at most MEDIUM."""
+
+FINE_OBJECTIVE_RATIO: Final = Threshold(1.0, "ratio", "an objective is missed when value / target exceeds 1")
+WAITING_MIN: Final = Threshold(0.5, "requests", "mean number waiting; less is one request now and then")
+WAITING_GAUGE_MIN: Final = Threshold(1.0, "requests", "mean of the waiting gauge over a window without queue-time data")
+WAITING_GAUGE_SINGLE_MIN: Final = Threshold(5.0, "requests", "one page only; llm-d's saturation rule (queue >= 5)")
+QUEUE_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of TTFT spent queued from which the queue is worth curing")
+QUEUE_SUFFERING_SECONDS: Final = Threshold(1.0, "s", "a person notices the break in flow at 1 s (Nielsen 1993)")
+QUEUE_SUFFERING_SHARE: Final = Threshold(0.5, "ratio", "more time waiting than being served before the first token")
+
+KV_FREE_MAX: Final = Threshold(0.8, "ratio", "below it KV cache is not why requests wait (llm-d saturation threshold 0.80)")
+KV_FULL: Final = Threshold(0.95, "ratio", "within one request of a full pool on small pools; SGLang docs expect > 0.9 in use")
+KV_NEED_FULL: Final = Threshold(0.85, "ratio", "Little's law estimate of occupied blocks; the mean leaves room for the peaks")
+PREEMPTIONS_PER_REQUEST: Final = Threshold(0.02, "ratio", "vLLM docs: frequent preemption; below 2 % the tail hides it")
+PREEMPTIONS_PATHOLOGICAL: Final = Threshold(0.1, "ratio", "one request in ten is computed twice")
+RETRACTIONS_PER_SECOND: Final = Threshold(1 / 60, "1/s", "SGLang hyperparameter guide: about one a minute is fine")
+SGLANG_USAGE_LOW: Final = Threshold(0.9, "ratio", "SGLang hyperparameter guide: token usage < 0.9 with a queue is timid admission")
+
+PREFILL_SATURATED: Final = Threshold(0.75, "requests", "a step budget that binds always has a prompt in prefill: occupancy >= 1")
+BUDGET_SMALL: Final = Threshold(64.0, "tokens", "fixed step cost dominates below (a decode step serves that many sequences)")
+BUDGET_LARGE_ENOUGH: Final = Threshold(1024.0, "tokens", "prefill is compute bound above on every GPU of the roofline table")
+CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
+PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
+PREFIX_PREFILL_SHARE_MIN: Final = Threshold(0.1, "ratio", "prefill share of E2E from which saving it is felt")
+PREFIX_MIN_BLOCKS: Final = Threshold(2.0, "blocks", "only whole blocks are shared; a prompt below two has nothing to share")
+PROMPT_TAIL_RATIO: Final = Threshold(8.0, "ratio", "p95 / p50 of prompt length from which long prompts hold up short ones")
+INTERFERENCE_RATIO: Final = Threshold(4.0, "ratio", "ITL p99 / p50 of an undisturbed decode stays below (batch size drifts)")
+INTERFERENCE_PROMPT_SHARE: Final = Threshold(0.5, "ratio", "share of prompt tokens in all processed tokens")
+LARGE_RUNNING: Final = Threshold(128.0, "requests", "batch from which one more sequence costs about as much as it yields")
+
+CPU_SATURATED: Final = Threshold(0.9, "cores", "one Python process cannot use more than about one core")
+FORWARD_OCCUPANCY_LOW: Final = Threshold(0.7, "ratio", "SGLang fwd_occupancy: share of time in forward passes, with work queued")
+PRESCHEDULE_SHARE_MIN: Final = Threshold(0.5, "ratio", "share of TTFT before the scheduler saw the request")
+SPEC_ACCEPTED_PER_DRAFT_MIN: Final = Threshold(0.3, "tokens", "accepted tokens per draft; less does not repay the draft")
+
+ERROR_RATIO: Final = Threshold(0.01, "ratio", "99 % success, the usual floor of an availability objective")
+ERROR_RATIO_HIGH: Final = Threshold(0.05, "ratio", "one request in twenty fails")
+ERROR_RATIO_CRITICAL: Final = Threshold(0.25, "ratio", "one request in four fails")
+ABORT_RATIO: Final = Threshold(0.1, "ratio", "one client in ten leaves before its answer")
+EVENTS_MIN: Final = Threshold(3.0, "requests", "fewer are chance")
+
+STALL_SECONDS: Final = Threshold(10.0, "s", "no token for longer than any step or prompt seen needs")
+STALL_STEPS: Final = Threshold(5.0, "ratio", "times the longest usual pause between tokens")
+REQUESTS_MIN: Final = Threshold(5.0, "requests", "fewer finished requests say little about means")
+REQUESTS_CERTAIN: Final = Threshold(20.0, "requests", "a mean of fewer has a standard error above a quarter of its spread")
+LOAD_STEP_RATIO: Final = Threshold(2.0, "ratio", "arrivals or prompt length changed by this factor inside the window")
+SLOWDOWN_RATIO: Final = Threshold(1.5, "ratio", "per-token time rose by this factor while the load did not change")
+LOAD_SAME_RATIO: Final = Threshold(1.25, "ratio", "within this factor the load counts as unchanged")
+IMBALANCE_RATIO: Final = Threshold(2.0, "ratio", "busiest replica's running + waiting over the mean of all")
+IMBALANCE_EXCESS: Final = Threshold(2.0, "requests", "and at least this many requests above that mean")
+UNDER_USE_RUNNING: Final = Threshold(1.0, "requests", "mean running below one while every objective is met")
+CONSERVATION_TOLERANCE: Final = Threshold(0.25, "ratio", "phases may miss E2E by the frontend's share, not by more")
+LITTLE_TOLERANCE: Final = Threshold(4.0, "ratio", "gauges are samples; a factor beyond this is not sampling")
+
+SLO_RATIO_CRITICAL: Final = Threshold(4.0, "ratio", "value / target")
+SLO_RATIO_HIGH: Final = Threshold(1.5, "ratio", "value / target")
+SLO_RATIO_MEDIUM: Final = Threshold(1.1, "ratio", "value / target")
+BUILTIN_RATIO_MEDIUM: Final = Threshold(2.0, "ratio", "value / built-in target; below it the note is LOW")
+BURN_CRITICAL: Final = Threshold(14.4, "ratio", "2 % of a 30-day error budget in one hour (Google SRE Workbook, ch. 5)")
+BURN_HIGH: Final = Threshold(6.0, "ratio", "5 % of a 30-day error budget in six hours (Google SRE Workbook, ch. 5)")
+
+CONFIDENCE_NAMED: Final = Threshold(0.4, "ratio", "below it the cause is told as unknown, with the candidates")
+"""A cause must hold at least this share of the belief to be named."""
+
+REQUEST_HISTOGRAMS: Final = (Hist.E2E_SECONDS, Hist.INFERENCE_SECONDS, Hist.TTFT_SECONDS, Hist.QUEUE_SECONDS)
+"""Where finished requests are counted, best first."""
+
+
+def table() -> dict[str, Threshold]:
+    """All thresholds by name, for documentation and for people who ask."""
+    return {name.lower(): value for name, value in globals().items() if isinstance(value, Threshold)}

@@ -1,0 +1,104 @@
+"""The trust gate: what of a window may be believed, before anything is concluded from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.facts import Facts
+from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist, IssueCode, IssueLevel
+from perf_service.models.window import Window
+
+
+def gate(facts: Facts) -> tuple[DataIssue, ...]:
+    """Issues beyond those the collector noted: conservation of time, Little's law, under-counting, too few requests, idleness."""
+    window = facts.window
+    issues: list[DataIssue] = []
+    if not window.quality.usable:
+        return ()
+    if facts.idle:
+        known = Gauge.RUNNING_REQUESTS in window.gauges or bool(window.counters) or bool(window.histograms)
+        if known:
+            issues.append(DataIssue(IssueCode.IDLE, IssueLevel.INFO, "The engine was asked nothing in this window."))
+        return tuple(issues)
+    issues += _conservation(facts)
+    issues += _stale_gauges(facts)
+    issues += _undercount(window)
+    if 0 < facts.finished < t.REQUESTS_MIN.value:
+        text = f"Only {facts.finished:.0f} requests finished in this window: means and quantiles say little."
+        issues.append(DataIssue(IssueCode.FEW_REQUESTS, IssueLevel.WARNING, text))
+    missing = [hist for hist in (Hist.TTFT_SECONDS, Hist.E2E_SECONDS) if hist not in window.histograms]
+    if len(missing) == 2 and window.counters:
+        text = "Neither time to first token nor end-to-end latency is on the page: latency is not judged."
+        issues.append(DataIssue(IssueCode.MISSING_METRIC, IssueLevel.WARNING, text, Hist.TTFT_SECONDS.value))
+    return tuple(issues)
+
+
+def _conservation(facts: Facts) -> list[DataIssue]:
+    """Queue + prefill + decode must make up E2E, up to the time before the scheduler."""
+    window = facts.window
+    hists = (Hist.QUEUE_SECONDS, Hist.PREFILL_SECONDS, Hist.DECODE_SECONDS, Hist.E2E_SECONDS)
+    if window.engine is not Engine.VLLM or any(window.count(hist) < t.REQUESTS_CERTAIN.value for hist in hists):
+        return []
+    counts = [window.count(hist) for hist in hists]
+    queue, prefill, decode, whole = (window.mean(hist) or 0.0 for hist in hists)
+    if max(counts) > 1.1 * min(counts):
+        text = "The phases of a request were counted for different numbers of requests: part of the page is missing or under-counted."
+        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.BLOCKING, text, "phases")]
+    parts = queue + prefill + decode
+    if whole > 0 and parts > (1.0 + t.CONSERVATION_TOLERANCE.value) * whole:
+        text = f"Queue {queue:.2f} s + prefill {prefill:.2f} s + decode {decode:.2f} s exceed the whole latency of {whole:.2f} s."
+        return [DataIssue(IssueCode.CONSERVATION, IssueLevel.BLOCKING, text, "phases")]
+    if whole > 0 and whole - parts > 0.5 * whole and facts.ttft is not None and whole - parts > 2.0 * facts.ttft:
+        text = f"Queue, prefill and decode make up only {parts:.2f} of {whole:.2f} s end to end: a phase is missing from the page."
+        return [DataIssue(IssueCode.CONSERVATION, IssueLevel.BLOCKING, text, "phases")]
+    return []
+
+
+def _stale_gauges(facts: Facts) -> list[DataIssue]:
+    """Gauges that stay at zero while requests finish one after the other, or that contradict Little's law."""
+    running, occupancy = facts.running, facts.running_occupancy
+    if running is None or occupancy is None or running.samples < 5:
+        return []
+    name = Gauge.RUNNING_REQUESTS.value
+    if running.max <= 0 and occupancy >= 2.0:
+        text = f"The running gauge stays at 0 over {running.samples} scrapes while Little's law says {occupancy:.1f}: it is stale."
+        return [DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, text, name)]
+    active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
+    if running.nonzero_share >= 0.5 and active > t.LITTLE_TOLERANCE.value * max(occupancy, 0.5) and facts.finished >= t.REQUESTS_CERTAIN.value:
+        text = f"{active:.1f} requests run by the gauge, {occupancy:.1f} by finished requests (Little's law): counters may cover one process of several."
+        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, name)]
+    return []
+
+
+def _undercount(window: Window) -> list[DataIssue]:
+    succeeded, e2e = window.delta(Counter.REQUESTS_SUCCEEDED), window.histograms.get(Hist.E2E_SECONDS)
+    if succeeded is None or e2e is None or max(succeeded, e2e.count) < t.REQUESTS_CERTAIN.value:
+        return []
+    if e2e.count < 0.5 * succeeded:
+        text = f"{succeeded:.0f} requests finished and {e2e.count:.0f} have a latency: part of the processes is missing from the page."
+        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, Hist.E2E_SECONDS.value)]
+    return []
+
+
+def trusted(facts: Facts, issues: tuple[DataIssue, ...]) -> Facts:
+    """The facts without what a blocking issue names, so that nothing is concluded from it."""
+    blocked = {issue.metric for issue in (*issues, *facts.window.quality.issues) if issue.level is IssueLevel.BLOCKING and issue.metric}
+    if "phases" in blocked:
+        facts = replace(
+            facts,
+            queue=None,
+            prefill=None,
+            decode=None,
+            inference=None,
+            waiting_occupancy=None,
+            prefill_occupancy=None,
+            running_occupancy=None,
+            budget_estimate=None,
+            kv_need_ratio=None,
+        )
+    if Gauge.RUNNING_REQUESTS.value in blocked:
+        facts = replace(facts, running=None, waiting=None, pinning=None)
+    if Gauge.KV_CACHE_USAGE_RATIO.value in blocked:
+        facts = replace(facts, kv=None)
+    return facts
