@@ -32,6 +32,7 @@ class ReplicaState:
     engine_version: str = ""
     restarts: int = 0  # process restarts that nobody asked for
     message: str = ""
+    failed: bool = False  # the last apply ended without a running engine; `message` says why, and nothing tries again by itself
 
 
 @dataclass(frozen=True, slots=True)

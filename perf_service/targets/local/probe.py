@@ -1,0 +1,61 @@
+"""Asking a local engine whether it serves: a real completion once after its start, its health endpoint at every look.
+
+A health endpoint answers before the model can; a completion under overload may wait for minutes in the engine's own queue. So the
+first proves that a new process serves, and the second that it still does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+_CONNECT_SECONDS = 2.0
+
+
+class EngineProbe:
+    """One HTTP client for all replicas of a fleet. Proxies of the environment are not used: engines are on this host."""
+
+    def __init__(self, host: str) -> None:
+        self._host = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
+        self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
+
+    def base(self, port: int) -> str:
+        """Base URL of the engine on a port."""
+        return f"http://{self._host}:{port}"
+
+    async def completion(self, port: int, path: str, body: Mapping[str, Any], *, timeout_seconds: float) -> str:
+        """Why a completion does not answer; empty when it does."""
+        try:
+            response = await self._client.post(
+                f"{self.base(port)}{path}", json=dict(body), timeout=httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS)
+            )
+        except httpx.HTTPError as error:
+            return f"{path} does not answer yet ({type(error).__name__})"
+        return "" if response.is_success else f"{path} answers HTTP {response.status_code}: {response.text[:200].strip()}"
+
+    async def served_model(self, port: int) -> str:
+        """The name under which an OpenAI-compatible server serves its model, empty where it does not tell."""
+        try:
+            response = await self._client.get(f"{self.base(port)}/v1/models", timeout=_CONNECT_SECONDS)
+            name = response.json()["data"][0]["id"] if response.is_success else ""
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return ""
+        return name if isinstance(name, str) else ""
+
+    async def health(self, port: int, path: str, *, timeout_seconds: float) -> tuple[bool, str]:
+        """Whether the engine answers, and what is wrong. Slow is not dead: an overloaded server's loop may need seconds for it."""
+        try:
+            response = await self._client.get(f"{self.base(port)}{path}", timeout=httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS))
+        except httpx.ReadTimeout:
+            return True, f"{path} took more than {timeout_seconds:g} s"
+        except httpx.HTTPError as error:
+            return False, f"{path} does not answer ({type(error).__name__})"
+        # An engine without this path still shows that it is there.
+        healthy = response.status_code < 500
+        return healthy, "" if healthy else f"{path} answers HTTP {response.status_code}"
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        await self._client.aclose()
