@@ -45,7 +45,7 @@ check: $(STAMP) ## lint, format, types, contract, import floors
 fix: $(STAMP) ## let the tools repair what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	PATH="$(CURDIR)/$(BIN):$$PATH" buf format --write
+	$(BIN)/python scripts/proto.py format
 
 proto: $(STAMP) ## regenerate perf_service/v1 from protos/
 	$(BIN)/python scripts/proto.py generate

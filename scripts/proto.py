@@ -54,7 +54,9 @@ def generate(out: Path = ROOT) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every stub by its path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py*")) if "__pycache__" not in path.parts}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py*")) if "__pycache__" not in path.parts
+    }
 
 
 def check() -> None:

@@ -19,15 +19,14 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 VENDOR = "perf_service.v1._vendor"
 MOVED = {"buf/validate": "buf.validate", "externalscaler": "externalscaler"}
+PACKAGE_DOC = '"""Generated stubs of the contract in `protos/`. Never edited by hand."""\n'
 SKIPPED = ("google/",)
 
 
 def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGeneratorResponse:
     """All files of the request that are not skipped, as Python."""
     files = [name for name in request.file_to_generate if not name.startswith(SKIPPED)]
-    response = plugin_pb2.CodeGeneratorResponse(
-        supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
-    )
+    response = plugin_pb2.CodeGeneratorResponse(supported_features=plugin_pb2.CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         descriptors = out / "all.binpb"
@@ -45,7 +44,9 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
     for package in ("perf_service/v1/_vendor", "perf_service/v1/_vendor/buf", "perf_service/v1/_vendor/buf/validate"):
         response.file.add(name=f"{package}/__init__.py", content="")
     response.file.add(name="perf_service/v1/_vendor/externalscaler/__init__.py", content="")
-    response.file.add(name="perf_service/v1/__init__.py", content='"""Generated stubs of the contract in `protos/`. Never edited by hand."""\n')
+    response.file.add(
+        name="perf_service/v1/__init__.py", content='"""Generated stubs of the contract in `protos/`. Never edited by hand."""\n'
+    )
     return response
 
 

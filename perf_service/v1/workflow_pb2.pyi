@@ -545,6 +545,7 @@ class ReplicaProgress(_message.Message):
     CONVERGED_AT_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RESTARTS_BEFORE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The replica."""
     phase: Global___ReplicaPhase.ValueType
@@ -563,6 +564,8 @@ class ReplicaProgress(_message.Message):
     """Attempts so far."""
     message: _builtins.str
     """One sentence for a person."""
+    restarts_before: _builtins.int
+    """Process restarts that nobody asked for, counted before the first effect."""
     @_builtins.property
     def previous_config(self) -> _config_pb2.EngineConfig:
         """Recorded before the first effect, never changed afterwards."""
@@ -590,10 +593,11 @@ class ReplicaProgress(_message.Message):
         converged_at: _timestamp_pb2.Timestamp | None = ...,
         attempts: _builtins.int = ...,
         message: _builtins.str = ...,
+        restarts_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["converged_at", b"converged_at", "desired_config", b"desired_config", "previous_config", b"previous_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "converged_at", b"converged_at", "desired_config", b"desired_config", "desired_hash", b"desired_hash", "generation", b"generation", "instance_id", b"instance_id", "message", b"message", "observed_hash", b"observed_hash", "phase", b"phase", "previous_config", b"previous_config", "previous_hash", b"previous_hash", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "converged_at", b"converged_at", "desired_config", b"desired_config", "desired_hash", b"desired_hash", "generation", b"generation", "instance_id", b"instance_id", "message", b"message", "observed_hash", b"observed_hash", "phase", b"phase", "previous_config", b"previous_config", "previous_hash", b"previous_hash", "restarts_before", b"restarts_before", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1008,6 +1012,8 @@ class Workflow(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    PHASE_STARTED_AT_FIELD_NUMBER: _builtins.int
     workflow_id: _builtins.str
     """Assigned by the server."""
     engine: _engine_pb2.Engine.ValueType
@@ -1050,6 +1056,8 @@ class Workflow(_message.Message):
     """Grows when another server process takes it over."""
     last_sequence: _builtins.int
     """Sequence of its last event: the cursor that continues after this snapshot."""
+    dry_run: _builtins.bool
+    """The target changes nothing: stages are walked, not judged."""
     @_builtins.property
     def request(self) -> Global___WorkflowSpec:
         """What was asked for."""
@@ -1138,6 +1146,10 @@ class Workflow(_message.Message):
     def finished_at(self) -> _timestamp_pb2.Timestamp:
         """When it became terminal."""
 
+    @_builtins.property
+    def phase_started_at(self) -> _timestamp_pb2.Timestamp:
+        """When the present phase began."""
+
     def __init__(
         self,
         *,
@@ -1184,10 +1196,12 @@ class Workflow(_message.Message):
         version: _builtins.int = ...,
         fence: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+        phase_started_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_health_score", b"_final_health_score", "_initial_health_score", b"_initial_health_score", "approval_deadline", b"approval_deadline", "bake_started_at", b"bake_started_at", "created_at", b"created_at", "final_health_score", b"final_health_score", "finished_at", b"finished_at", "held_since", b"held_since", "initial_health_score", b"initial_health_score", "outcome", b"outcome", "paused_at", b"paused_at", "phase_deadline", b"phase_deadline", "policy", b"policy", "request", b"request", "target", b"target", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_final_health_score", b"_final_health_score", "_initial_health_score", b"_initial_health_score", "approval_deadline", b"approval_deadline", "bake_started_at", b"bake_started_at", "created_at", b"created_at", "final_health_score", b"final_health_score", "finished_at", b"finished_at", "held_since", b"held_since", "initial_health_score", b"initial_health_score", "outcome", b"outcome", "paused_at", b"paused_at", "phase_deadline", b"phase_deadline", "phase_started_at", b"phase_started_at", "policy", b"policy", "request", b"request", "target", b"target", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_health_score", b"_final_health_score", "_initial_health_score", b"_initial_health_score", "abort_requested", b"abort_requested", "analysis_id", b"analysis_id", "approval_deadline", b"approval_deadline", "approvals", b"approvals", "bake_started_at", b"bake_started_at", "baseline", b"baseline", "baseline_samples", b"baseline_samples", "changes", b"changes", "created_at", b"created_at", "effects_started", b"effects_started", "engine", b"engine", "expected_losers", b"expected_losers", "failure_reason", b"failure_reason", "fence", b"fence", "final_health_score", b"final_health_score", "finished_at", b"finished_at", "fleet_id", b"fleet_id", "gate", b"gate", "held_since", b"held_since", "initial_health_score", b"initial_health_score", "instance_id", b"instance_id", "last_sequence", b"last_sequence", "message", b"message", "outcome", b"outcome", "paused_at", b"paused_at", "paused_seconds", b"paused_seconds", "phase_deadline", b"phase_deadline", "plan_hash", b"plan_hash", "plan_id", b"plan_id", "policy", b"policy", "predicted_effects", b"predicted_effects", "promoted_through", b"promoted_through", "replicas", b"replicas", "request", b"request", "rollout_history", b"rollout_history", "samples", b"samples", "slo_targets", b"slo_targets", "stage_index", b"stage_index", "status", b"status", "target", b"target", "updated_at", b"updated_at", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_final_health_score", b"_final_health_score", "_initial_health_score", b"_initial_health_score", "abort_requested", b"abort_requested", "analysis_id", b"analysis_id", "approval_deadline", b"approval_deadline", "approvals", b"approvals", "bake_started_at", b"bake_started_at", "baseline", b"baseline", "baseline_samples", b"baseline_samples", "changes", b"changes", "created_at", b"created_at", "dry_run", b"dry_run", "effects_started", b"effects_started", "engine", b"engine", "expected_losers", b"expected_losers", "failure_reason", b"failure_reason", "fence", b"fence", "final_health_score", b"final_health_score", "finished_at", b"finished_at", "fleet_id", b"fleet_id", "gate", b"gate", "held_since", b"held_since", "initial_health_score", b"initial_health_score", "instance_id", b"instance_id", "last_sequence", b"last_sequence", "message", b"message", "outcome", b"outcome", "paused_at", b"paused_at", "paused_seconds", b"paused_seconds", "phase_deadline", b"phase_deadline", "phase_started_at", b"phase_started_at", "plan_hash", b"plan_hash", "plan_id", b"plan_id", "policy", b"policy", "predicted_effects", b"predicted_effects", "promoted_through", b"promoted_through", "replicas", b"replicas", "request", b"request", "rollout_history", b"rollout_history", "samples", b"samples", "slo_targets", b"slo_targets", "stage_index", b"stage_index", "status", b"status", "target", b"target", "updated_at", b"updated_at", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__final_health_score: _TypeAlias = _typing.Literal["final_health_score"]  # noqa: Y015
     _WhichOneofArgType__final_health_score: _TypeAlias = _typing.Literal["_final_health_score", b"_final_health_score"]  # noqa: Y015

@@ -1,0 +1,1 @@
+"""Models to messages and back: pure, one module per noun."""
