@@ -162,7 +162,7 @@ def test_openmetrics_is_read_like_the_oracle_reads_it() -> None:
         "# TYPE a_seconds counter\n# UNIT a_seconds seconds\n# HELP a_seconds Something.\n"
         'a_seconds_total{x="1"} 5.0 # {id="abc"} 1.0\na_seconds_created{x="1"} 1.7e9\n'
         "# TYPE h histogram\n"
-        'h_bucket{le="1.0"} 1 # {id="q \\" r"} 0.5 1.7e9\nh_bucket{le="+Inf"} 2\nh_sum 3\nh_count 2\n# EOF\n'
+        'h_bucket{le="1.0"} 1 # {id="q r"} 0.5 1.7e9\nh_bucket{le="+Inf"} 2\nh_sum 3\nh_count 2\n# EOF\n'
     )
     expected = {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
