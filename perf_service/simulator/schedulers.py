@@ -170,7 +170,7 @@ class SglangScheduler:
             chunk_budget -= half.chunk
             input_budget -= half.chunk
         self.chunked = half if half and plan.prefills and half.computed + half.chunk < half.total else None
-        if self.chunked is not None:
+        if self.chunked is not None or not core.waiting:
             return plan
         size = flags.kv_block_tokens
         room = pool.free * size - sum(self._expected(s) for s in core.running)

@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perf_service.simulator.core import EngineCore, RejectedError, Request
@@ -44,15 +44,24 @@ class VirtualReplica:
         self._fleet = fleet
         self.index = index
         self.restarts = 0
+        self.slowdown = 1.0
         self._boot(flags, start, ready)
 
     def _boot(self, flags: EngineFlags, start: float, ready: float) -> None:
         self.flags = flags
         self.core = EngineCore(resolve(flags, self._fleet.step_times, self._fleet.hardware))
+        self.hung = False
+        self.slow_down(self.slowdown)
         self.start_time, self.ready_time = start, ready
         self.stopped = False
         self._calls: dict[int, _Call] = {}
         self._generation = self.restarts
+
+    def slow_down(self, factor: float) -> None:
+        """Makes the machine ``factor`` times slower than at first, from the next step on."""
+        self.slowdown = factor
+        times = resolve(self.flags, self._fleet.step_times, self._fleet.hardware).step_times
+        self.core.engine = replace(self.core.engine, step_times=times.scaled(factor))
 
     def is_ready(self, now: float) -> bool:
         return not self.stopped and now >= self.ready_time
@@ -84,14 +93,14 @@ class VirtualReplica:
             self._begin(now)
 
     def _begin(self, now: float) -> None:
-        duration = self.core.begin_step(now)
+        duration = None if self.hung else self.core.begin_step(now)
         if duration is not None:
             generation = self._generation
             self._fleet.at(now + duration, lambda t: self._end_step(t, generation))
 
     def _end_step(self, now: float, generation: int) -> None:
-        if generation != self._generation or self.stopped:
-            return  # the process that ran this step is gone
+        if generation != self._generation or self.stopped or self.hung:
+            return  # the process that ran this step is gone, or it hangs in it
         result = self.core.finish_step()
         calls = self._calls
         for request_id in result.tokens:
@@ -197,6 +206,14 @@ class VirtualFleet:
     def stop(self, index: int) -> None:
         """Kills a replica and leaves it down."""
         self.replicas[index].kill(None, self.clock, math.inf)
+
+    def slow_down(self, index: int, factor: float) -> None:
+        """A noisy neighbour: all steps of the replica take ``factor`` times as long; restarts do not help."""
+        self.replicas[index].slow_down(factor)
+
+    def hang(self, index: int) -> None:
+        """The engine makes no progress any more while its pages are still served; a restart helps."""
+        self.replicas[index].hung = True
 
     def stop_load(self) -> None:
         """No new requests from now on; those on their way go on."""

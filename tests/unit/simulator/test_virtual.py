@@ -141,6 +141,33 @@ def test_a_dead_fleet_only_yields_counted_errors_and_recovers() -> None:
     assert f.report().succeeded > done
 
 
+def test_a_slow_machine_is_slow_after_a_restart_too() -> None:
+    f = fleet(2, startup_seconds=1)
+    f.slow_down(1, 3.0)
+    f.restart(1, {})
+    f.advance(20)
+    means = []
+    for index in (0, 1):
+        page = f.scrape(index)[1]
+        name = "vllm:inter_token_latency_seconds"
+        means.append(value(page, f"{name}_sum") / value(page, f"{name}_count"))
+    assert means[1] == pytest.approx(3 * means[0], rel=0.1)
+
+
+def test_a_hung_engine_serves_frozen_pages_until_it_is_restarted() -> None:
+    f = fleet(1, startup_seconds=1)
+    f.advance(5)
+    f.hang(0)
+    f.advance(1)
+    frozen = f.scrape()[1]
+    f.advance(5)
+    assert value(f.scrape()[1], "vllm:generation_tokens_total") == value(frozen, "vllm:generation_tokens_total")
+    done = f.report().succeeded
+    f.restart(0, {})
+    f.advance(10)
+    assert f.report().succeeded > done
+
+
 def test_load_steps_change_the_number_of_clients() -> None:
     load = Workload(concurrency=2, steps=((10.0, 12.0), (20.0, 1.0)))
     f = VirtualFleet(1, EngineFlags(max_num_seqs=1), workload=load, step_times=TIMES)
