@@ -14,6 +14,8 @@ from perf_service.models.window import GaugeStats, Window
 DURATION_TOLERANCE_RATIO: Final = 0.2
 """Replicas are scraped at different moments; windows that differ by more do not add up to one rate."""
 
+_LEVELS: Final = (IssueLevel.INFO, IssueLevel.WARNING, IssueLevel.BLOCKING)
+
 NOT_ADDITIVE: Final = frozenset(
     {
         Gauge.KV_CACHE_USAGE_RATIO,
@@ -33,7 +35,8 @@ def fleet_window(fleet_id: str, windows: Sequence[Window]) -> Window:
     """The replicas' windows as one: differences added, histograms added, gauges added or averaged by their nature.
 
     Additive gauges: `mean` and `last` are sums over replicas; `min` and `max` the sums of the replicas' extremes, which bound
-    the fleet's. `ranks` maps each instance id to its own gauges, for telling imbalance.
+    the fleet's. `ranks` maps each instance id to its own gauges, for telling imbalance. Replicas whose window is not usable are
+    left out and named, as long as one is usable.
 
     Raises:
         InvalidArgumentError: for no windows, or windows of different engines.
@@ -43,11 +46,19 @@ def fleet_window(fleet_id: str, windows: Sequence[Window]) -> Window:
     first = windows[0]
     if any(window.engine is not first.engine for window in windows):
         raise InvalidArgumentError("a fleet window needs replicas of one engine", field="windows")
+    sound = [window for window in windows if window.quality.usable] or list(windows)
     issues = [
-        DataIssue(issue.code, issue.level, f"{window.instance_id}: {issue.message}", issue.metric)
+        DataIssue(
+            issue.code,
+            # What is left out weakens the fleet's window, it does not forbid it.
+            issue.level if window in sound else min(issue.level, IssueLevel.WARNING, key=_LEVELS.index),
+            f"{window.instance_id}: {issue.message}",
+            issue.metric,
+        )
         for window in windows
         for issue in window.quality.issues
     ]
+    windows = sound
     return Window(
         instance_id=fleet_id,
         engine=first.engine,
