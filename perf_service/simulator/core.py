@@ -3,6 +3,9 @@
 One step is what the real engines do between two model executions: the scheduler gives decodes and
 prompt chunks to the step, the step takes ``StepTimes.step`` seconds, its tokens appear at its end.
 Queueing, preemption, prefix hits and interference then follow from the flags instead of being assumed.
+
+Left out, on purpose: speculative decoding, LoRA, disaggregated prefill, several ranks, the CPU cost of the API
+process, and SGLang's pages of one token (its pool is tracked in blocks of 16).
 """
 
 from __future__ import annotations
