@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from perf_service.models.errors import InvalidArgumentError, PerfServiceError
 
-__all__ = ["FAILED", "USAGE", "Commands", "Output", "OutputOption", "complain", "err", "out", "working"]
+__all__ = ["FAILED", "USAGE", "Commands", "Output", "OutputOption", "WithDefault", "complain", "err", "out", "working"]
 
 FAILED = 1  # the operation failed
 USAGE = 2  # bad usage
@@ -58,6 +58,18 @@ class Commands(TyperGroup):
         except PerfServiceError as error:
             complain(error.message)
             raise typer.Exit(FAILED) from None
+
+
+def WithDefault(name: str) -> type[Commands]:
+    """A group in which everything that is no command of its own goes to the command `name`: `collect r0` is `collect now r0`."""
+
+    class DefaultCommands(Commands):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+                args = [name, *args]
+            return super().parse_args(ctx, args)
+
+    return DefaultCommands
 
 
 @contextmanager

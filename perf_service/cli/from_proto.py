@@ -16,7 +16,6 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from perf_service.models.config import EngineConfig, Setting, Source
-from perf_service.models.window import Window
 from perf_service.models.workflow import Event, EventKind, Workflow
 
 __all__ = ["event_of", "to_model", "workflow_of"]
@@ -86,8 +85,6 @@ def _bare(hint: Any) -> Any:
 
 def _value(message: Message, name: str, descriptor: Any, hint: Any) -> Any:
     bare = _bare(hint)
-    if bare is Window:
-        return None  # a view of its own: its shape in the contract is another
     raw = getattr(message, name)
     if get_origin(bare) is tuple and hasattr(raw, "__len__") and not isinstance(raw, str | bytes):
         return tuple(_single(item, descriptor, get_args(bare)[0]) for item in raw)
@@ -99,10 +96,19 @@ def _value(message: Message, name: str, descriptor: Any, hint: Any) -> Any:
 
 
 def _mapping(raw: Any, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    """A map with plain values or models; keys that are names of an enum become its members, unknown ones are left out."""
     if not hasattr(raw, "items"):
         return {}
-    plain = (str, float, int, bool)
-    return dict(raw.items()) if arguments[1] in plain else {}
+    key_kind, item_kind = arguments
+    if item_kind not in (str, float, int, bool) and not dataclasses.is_dataclass(item_kind):
+        return {}
+    known = {member.value: member for member in key_kind} if isinstance(key_kind, type) and issubclass(key_kind, StrEnum) else None
+    items = {}
+    for name, item in raw.items():
+        key = name if known is None else known.get(name)
+        if key is not None:
+            items[key] = to_model(item, cast(type[Any], item_kind)) if isinstance(item, Message) else item
+    return items
 
 
 def _single(raw: Any, descriptor: Any, hint: Any) -> Any:

@@ -9,7 +9,7 @@ from importlib.metadata import version as distribution_version
 
 import typer
 
-from perf_service.cli import doctor, simulate
+from perf_service.cli import analyses, doctor, fleets, instances, metrics, plans, rollout, simulate, system
 from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
@@ -25,6 +25,14 @@ app = typer.Typer(
 )
 app.command("doctor")(doctor.doctor)
 app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
+app.add_typer(fleets.fleets, name="fleets")
+app.add_typer(instances.instances, name="instances")
+app.add_typer(metrics.collect, name="collect")
+app.add_typer(analyses.analyze, name="analyze")
+app.add_typer(plans.plan, name="plan")
+app.command("predict")(plans.predict)
+app.add_typer(rollout.rollout, name="rollout")
+app.add_typer(system.system, name="system")
 
 # typer carries its own copy of click since 0.26; the class is reached by way of what typer exports, so that both work.
 _UsageBase: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

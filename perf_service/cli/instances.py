@@ -1,0 +1,198 @@
+"""`perf-service instances`: FleetService, the engine servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perf_service.cli.console import Commands, Output, OutputOption
+from perf_service.cli.fleets import _stub
+from perf_service.cli.remote import (
+    FleetOption,
+    PageSizeOption,
+    PageTokenOption,
+    RequestIdOption,
+    ServerOption,
+    TimeoutOption,
+    call,
+    config_of,
+    engine_number,
+    enum_name,
+    labels_of,
+    listing,
+    new_request_id,
+    show,
+)
+from perf_service.cli.settings_text import parse_settings
+from perf_service.models.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["instances"]
+
+instances = typer.Typer(cls=Commands, help="Engine servers (replicas).", no_args_is_help=True)
+
+InstanceArgument = Annotated[str, typer.Argument(metavar="INSTANCE", help="Id of the instance.", show_default=False)]
+Config = Annotated[list[str] | None, typer.Option("--config", help="A present launch flag, e.g. max_num_seqs=256. Repeatable.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="NAME=VALUE. Repeatable.")]
+Etag = Annotated[str, typer.Option("--etag", help="Refuse if the instance has changed since this etag.", show_default=False)]
+
+
+@instances.command("register")
+def register(
+    instance_id: InstanceArgument,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="Base URL or /metrics URL, e.g. http://10.0.0.5:8000.")],
+    engine: Annotated[str, typer.Option("--engine", help="vllm, sglang or tgi.")] = "vllm",
+    fleet: FleetOption = "",
+    engine_version: Annotated[str, typer.Option("--engine-version", help="Where the engine does not tell it.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Name of the model it serves.")] = "",
+    config: Config = None,
+    accelerator: Annotated[str, typer.Option("--accelerator", help="e.g. H100-SXM.")] = "",
+    accelerators: Annotated[int, typer.Option("--accelerators", min=0, help="How many.")] = 0,
+    memory_gib: Annotated[float, typer.Option("--memory-gib", min=0, help="Memory of one accelerator.")] = 0.0,
+    compute_capability: Annotated[str, typer.Option("--compute-capability", help="e.g. 9.0.")] = "",
+    scrape_interval: Annotated[float | None, typer.Option("--scrape-interval", min=1, help="Seconds between scrapes.")] = None,
+    label: Labels = None,
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Register an engine server."""
+    from perf_service.v1 import config_pb2, instance_pb2
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    hardware = config_pb2.Hardware(
+        accelerator=accelerator, accelerators=accelerators, memory_bytes=int(memory_gib * 2**30), compute_capability=compute_capability
+    )
+    instance = instance_pb2.Instance(
+        instance_id=instance_id,
+        engine=engine_number(engine),
+        endpoint=endpoint,
+        fleet_id=fleet,
+        engine_version=engine_version,
+        model_name=model,
+        config=config_of(parse_settings(config or (), option="--config")),
+        hardware=hardware,
+        labels=labels_of(label, option="--label"),
+        scrape_interval_seconds=scrape_interval,
+    )
+    request = pb.RegisterInstanceRequest(instance=instance, request_id=new_request_id(request_id))
+    response = call(server, timeout, _stub, "RegisterInstance", request)
+    show(output, response, lambda: _view([response.instance]))
+
+
+@instances.command("get")
+def get(
+    instance_id: InstanceArgument, server: ServerOption = None, timeout: TimeoutOption = 30.0, output: OutputOption = Output.TABLE
+) -> None:
+    """Show one instance."""
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    response = call(server, timeout, _stub, "GetInstance", pb.GetInstanceRequest(instance_id=instance_id))
+    show(output, response, lambda: _view([response.instance]))
+
+
+@instances.command("list")
+def list_(
+    fleet: FleetOption = "",
+    page_size: PageSizeOption = 50,
+    page_token: PageTokenOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List instances, of one fleet or all."""
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    request = pb.ListInstancesRequest(fleet_id=fleet, page_size=page_size, page_token=page_token)
+    response = call(server, timeout, _stub, "ListInstances", request)
+    show(output, response, lambda: _view(response.instances, response.next_page_token))
+
+
+@instances.command("update")
+def update(
+    instance_id: InstanceArgument,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Base URL or /metrics URL.")] = None,
+    fleet: Annotated[str | None, typer.Option("--fleet", help="Id of a fleet.")] = None,
+    engine_version: Annotated[str | None, typer.Option("--engine-version", help="Where the engine does not tell it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Name of the model it serves.")] = None,
+    config: Config = None,
+    scrape_interval: Annotated[float | None, typer.Option("--scrape-interval", min=1, help="Seconds between scrapes.")] = None,
+    label: Labels = None,
+    etag: Etag = "",
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Change what is given; the rest stays."""
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    given = {
+        "endpoint": endpoint,
+        "fleet_id": fleet,
+        "engine_version": engine_version,
+        "model_name": model,
+        "config": config,
+        "scrape_interval_seconds": scrape_interval,
+        "labels": label,
+    }
+    paths = [path for path, value in given.items() if value is not None]
+    if not paths:
+        raise InvalidArgumentError("nothing to change: give --endpoint, --fleet, --config, ... (see --help)", field="update_mask")
+    # Required fields of the message are sent as they are, and left out of the mask.
+    instance = call(server, timeout, _stub, "GetInstance", pb.GetInstanceRequest(instance_id=instance_id)).instance
+    instance.etag = etag
+    for path in ("endpoint", "fleet_id", "engine_version", "model_name", "scrape_interval_seconds"):
+        if given[path] is not None:
+            setattr(instance, path, given[path])
+    if config is not None:
+        instance.config.CopyFrom(config_of(parse_settings(config, option="--config")))
+    if label is not None:
+        instance.labels.clear()
+        instance.labels.update(labels_of(label, option="--label"))
+    request = pb.UpdateInstanceRequest(instance=instance, request_id=new_request_id(request_id))
+    request.update_mask.paths.extend(paths)
+    response = call(server, timeout, _stub, "UpdateInstance", request)
+    show(output, response, lambda: _view([response.instance]))
+
+
+@instances.command("deregister")
+def deregister(
+    instance_id: InstanceArgument,
+    etag: Etag = "",
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Forget an instance; the engine itself is not touched."""
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    request = pb.DeregisterInstanceRequest(instance_id=instance_id, etag=etag, request_id=new_request_id(request_id))
+    response = call(server, timeout, _stub, "DeregisterInstance", request)
+    show(output, response, lambda: f"deregistered {instance_id}")
+
+
+def _view(items: Any, next_page_token: str = "") -> RenderableType:
+    from perf_service.cli.from_proto import to_model
+    from perf_service.models.config import EngineConfig
+    from perf_service.v1 import engine_pb2
+
+    def flags(item: Any) -> str:
+        return ", ".join(f"{name}={value}" for name, value in to_model(item, EngineConfig).values().items())
+
+    rows = (
+        (
+            i.instance_id,
+            f"{enum_name(engine_pb2.Engine, i.engine, 'ENGINE_')} {i.engine_version}".strip(),
+            i.fleet_id,
+            i.endpoint,
+            flags(i.config),
+        )
+        for i in items
+    )
+    return listing(("instance", "engine", "fleet", "endpoint", "known flags"), rows, next_page_token)

@@ -1,0 +1,159 @@
+"""`perf-service collect`: CollectService."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perf_service.cli.console import Output, OutputOption, WithDefault, out, working
+from perf_service.cli.instances import InstanceArgument
+from perf_service.cli.remote import (
+    FleetOption,
+    PageSizeOption,
+    PageTokenOption,
+    RequestIdOption,
+    ServerOption,
+    TimeoutOption,
+    call,
+    engine_number,
+    listing,
+    new_request_id,
+    show,
+    subject,
+    watch_updates,
+)
+from perf_service.cli.text import amount, clock_time, number, percent, seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from perf_service.models.metrics import Snapshot
+
+__all__ = ["collect"]
+
+collect = typer.Typer(cls=WithDefault("now"), help="Scrape an instance now (collect INSTANCE), import saved pages, list, watch.")
+
+
+def _stub(channel: Any) -> Any:
+    from perf_service.v1.collect_service_pb2_grpc import CollectServiceStub
+
+    return CollectServiceStub(channel)
+
+
+@collect.command("now")
+def now(
+    instance_id: InstanceArgument,
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Scrape one instance now and keep the snapshot. What `collect INSTANCE` does."""
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    request = pb.CollectMetricsRequest(instance_id=instance_id, request_id=new_request_id(request_id))
+    with working(f"scraping {instance_id}"):
+        response = call(server, timeout, _stub, "CollectMetrics", request)
+    show(output, response, lambda: _view(response.snapshot))
+
+
+@collect.command("import")
+def import_(
+    instance_id: InstanceArgument,
+    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A saved /metrics page (.gz too).", show_default=False)],
+    engine: Annotated[str, typer.Option("--engine", help="If it is not the instance's own.")] = "",
+    at: Annotated[float | None, typer.Option("--at", help="Unix time of the scrape (default: now).")] = None,
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Hand a saved page of an instance to the server."""
+    from perf_service.cli.pages import read_page
+    from perf_service.models.errors import InvalidArgumentError
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    if not page.is_file():
+        raise InvalidArgumentError(f"there is no file {str(page)!r}", field="PAGE")
+    request = pb.ImportMetricsRequest(instance_id=instance_id, page=read_page(page), request_id=new_request_id(request_id))
+    if engine:
+        request.engine = engine_number(engine)
+    if at is not None:
+        request.collected_at.FromNanoseconds(int(at * 1e9))
+    response = call(server, timeout, _stub, "ImportMetrics", request)
+    show(output, response, lambda: _view(response.snapshot))
+
+
+@collect.command("list")
+def list_(
+    instance_id: InstanceArgument,
+    page_size: PageSizeOption = 50,
+    page_token: PageTokenOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List an instance's stored snapshots, newest first."""
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    request = pb.ListSnapshotsRequest(instance_id=instance_id, page_size=page_size, page_token=page_token)
+    response = call(server, timeout, _stub, "ListSnapshots", request)
+    headers = ("snapshot", "at (UTC)", "running", "waiting", "KV used", "requests finished")
+    show(output, response, lambda: listing(headers, map(_row, response.snapshots), response.next_page_token))
+
+
+@collect.command("watch")
+def watch(
+    instance_id: Annotated[str, typer.Argument(metavar="[INSTANCE]", help="Id of the instance.")] = "",
+    fleet: FleetOption = "",
+    server: ServerOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print every new snapshot of an instance or a fleet, until interrupted."""
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    for update in watch_updates(server, _stub, "WatchMetrics", pb.WatchMetricsRequest(**subject(instance_id, fleet)), output):
+        if update.HasField("snapshot"):
+            _, at, running, waiting, kv, finished = _row(update.snapshot)
+            line = f"{at}  {update.snapshot.instance_id}  running {running}  waiting {waiting}  KV {kv}  finished {finished}"
+            out().print(line, soft_wrap=True)
+
+
+def _model(message: Any) -> Snapshot:
+    from perf_service.cli.from_proto import to_model
+    from perf_service.models.metrics import Snapshot
+
+    return to_model(message, Snapshot)
+
+
+def _row(message: Any) -> tuple[str, ...]:
+    from perf_service.models.metrics import Counter, Gauge
+
+    s = _model(message)
+    return (
+        s.snapshot_id,
+        clock_time(s.collected_at),
+        number(s.gauges.get(Gauge.RUNNING_REQUESTS)),
+        number(s.gauges.get(Gauge.WAITING_REQUESTS)),
+        percent(s.gauges.get(Gauge.KV_CACHE_USAGE_RATIO)),
+        number(s.counters.get(Counter.REQUESTS_SUCCEEDED)),
+    )
+
+
+def _view(message: Any) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    s = _model(message)
+    rows = [(name.value, amount(name.value, value)) for name, value in s.gauges.items()]
+    rows += [(f"{name.value} (total)", number(value)) for name, value in s.counters.items()]
+    rows += [(f"{name.value} (mean of {number(h.count)})", _mean(name.value, h.mean)) for name, h in s.histograms.items() if h.count]
+    head = Text(f"{s.instance_id}  {s.engine.value} {s.engine_version}  {clock_time(s.collected_at)} UTC", style="bold")
+    issues = [Text(f"! {issue.message}", style="yellow") for issue in s.quality.issues if issue.level != "info"]
+    return Group(head, listing(("metric", "value"), rows), *issues)
+
+
+def _mean(name: str, value: float | None) -> str:
+    return seconds(value) if name.endswith("_seconds") else number(value)
