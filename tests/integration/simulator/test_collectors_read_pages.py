@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from perf_service.collectors.snapshot import snapshot_of
 from perf_service.collectors.window import window_over
 from perf_service.models.metrics import Counter, Engine, Gauge, IssueLevel
@@ -14,9 +15,7 @@ from perf_service.simulator.workload import Lengths, Workload
 LOAD = Workload(prompt=Lengths.uniform(50, 150), output=Lengths.uniform(20, 60), concurrency=8)
 
 
-@pytest.mark.parametrize(
-    ("engine", "limit"), [("vllm", "max_num_seqs"), ("sglang", "max_running_requests"), ("tgi", "max_batch_size")]
-)
+@pytest.mark.parametrize(("engine", "limit"), [("vllm", "max_num_seqs"), ("sglang", "max_running_requests"), ("tgi", "max_batch_size")])
 def test_windows_hold_what_the_engine_did(engine: str, limit: str) -> None:
     flags = flags_from_native(engine, {limit: 3})  # type: ignore[arg-type]
     run = simulate(flags, StepTimes(), LOAD, 40, 1, scrape_every_s=5)
