@@ -1,0 +1,310 @@
+"""The use cases up to a plan: collect, import, analyze, plan, predict, and the track record, over a store. No gRPC here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
+from perf_service.collectors.dialects import detect_engine
+from perf_service.collectors.source import ImportedText, MetricsSource
+from perf_service.collectors.window import windows_of
+from perf_service.models.analysis import Analysis
+from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, NotFoundError
+from perf_service.models.fleet import DEFAULT_PORTS, Instance
+from perf_service.models.metrics import Engine, Hist, Snapshot
+from perf_service.models.plan import Plan, PredictedEffect, Prediction
+from perf_service.models.slo import SLOTarget
+from perf_service.models.window import Window
+from perf_service.models.workflow import RealisedEffect
+from perf_service.optimization.engine import OptimizationEngine
+from perf_service.optimization.predictor import Predictor
+from perf_service.storage.ports import LedgerEntry, Store
+
+ANALYZED_SECONDS = 300.0
+"""Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
+PLAN_LIFETIME_SECONDS = 86_400.0
+"""A plan stands on what was measured; after a day the workload is another."""
+_HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRecord:
+    """Predicted against realised over finished rollouts."""
+
+    entries: tuple[LedgerEntry, ...]
+    predictions: int  # metrics that were predicted and then measured
+    within: int  # of them inside the predicted interval
+    harmful: int  # rollouts that made things worse
+
+    @property
+    def coverage_ratio(self) -> float | None:
+        """Share of the predictions that held; None without any."""
+        return self.within / self.predictions if self.predictions else None
+
+
+def implied_instance(instance_id: str, engine: Engine) -> Instance:
+    """An instance that was never registered: an id like host:port is its endpoint, any other is this host at the engine's own port."""
+    endpoint = instance_id if _HOST_PORT.match(instance_id) or "://" in instance_id else f"localhost:{DEFAULT_PORTS[engine]}"
+    return Instance(instance_id, engine, endpoint if "://" in endpoint else f"http://{endpoint}")
+
+
+class Pipeline:
+    """Use cases over a `Store`, shared by the workflow manager and the rpc floor. Raises PerfServiceError only."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        source: MetricsSource,
+        clock: Callable[[], float],
+        new_id: Callable[[str], str],
+        analysis: AnalysisEngine | None = None,
+        optimization: OptimizationEngine | None = None,
+        predictor: Predictor | None = None,
+    ) -> None:
+        self.store = store
+        self._source = source
+        self._clock = clock
+        self._new_id = new_id
+        self._analysis = analysis or AnalysisEngine()
+        self._optimization = optimization or OptimizationEngine()
+        self._predictor = predictor or Predictor()
+        self._imported = ImportedText()
+
+    # --- collect ---
+
+    async def collect(self, instance_id: str) -> Snapshot:
+        """Scrape a registered instance now and keep the snapshot. Raises INSTANCE_NOT_FOUND, CollectError."""
+        return await self.collect_from(await self.store.get_instance(instance_id))
+
+    async def collect_from(self, instance: Instance) -> Snapshot:
+        """Scrape this instance now and keep the snapshot. Raises CollectError."""
+        return await self._keep(await self._source.snapshot(instance, self._clock()))
+
+    async def import_page(
+        self, instance_id: str, page: bytes, *, engine: Engine | None = None, collected_at: float | None = None
+    ) -> Snapshot:
+        """Keep the snapshot of a page that somebody else fetched.
+
+        Of an instance that is not registered the engine is told or read off the page. `collected_at` in unix seconds; None: now.
+        Raises CollectError (BODY_*, ENGINE_UNKNOWN, ENGINE_MISMATCH).
+        """
+        try:
+            instance = await self.store.get_instance(instance_id)
+        except NotFoundError:
+            found = engine or detect_engine(page)
+            if found is None:
+                raise CollectError(
+                    ErrorReason.ENGINE_UNKNOWN,
+                    f"the page imported for {instance_id!r} has no metric of vLLM, SGLang or TGI: say which engine it is of",
+                    {"instance_id": instance_id},
+                ) from None
+            instance = implied_instance(instance_id, found)
+        if engine is not None and engine is not instance.engine:
+            raise CollectError(
+                ErrorReason.ENGINE_MISMATCH,
+                f"instance {instance_id!r} is registered as {instance.engine.value}, the page was told to be of {engine.value}",
+                {"instance_id": instance_id},
+            )
+        time = self._clock() if collected_at is None else collected_at
+        return await self._keep(self._imported.read(instance, page, time))
+
+    async def _keep(self, snapshot: Snapshot) -> Snapshot:
+        named = snapshot if snapshot.snapshot_id else replace(snapshot, snapshot_id=self._new_id("snap"))
+        return await self.store.add_snapshot(named)
+
+    # --- analyze ---
+
+    async def analyze(
+        self,
+        *,
+        instance_id: str = "",
+        fleet_id: str = "",
+        start: float | None = None,
+        end: float | None = None,
+        slo_targets: Sequence[SLOTarget] = (),
+    ) -> Analysis:
+        """Analyze stored snapshots of an instance or a fleet and keep the result.
+
+        Default range: the last 5 minutes, scraped now where there is nothing. Without `slo_targets` those of the fleet.
+        Raises INSTANCE_NOT_FOUND, FLEET_NOT_FOUND, NOT_ENOUGH_DATA, CollectError.
+        """
+        if bool(instance_id) == bool(fleet_id):
+            raise InvalidArgumentError("name either an instance or a fleet", field="instance_id")
+        if start is not None and end is not None and end <= start:
+            raise InvalidArgumentError(f"the range ends ({end}) before it starts ({start})", field="end")
+        instances = await self.members(fleet_id) if fleet_id else (await self.store.get_instance(instance_id),)
+        targets = tuple(slo_targets) or await self._objectives(fleet_id or instances[0].fleet_id)
+        until = self._clock() if end is None else end
+        since = until - ANALYZED_SECONDS if start is None else start
+        if end is None and start is None and not any([await self.store.latest_snapshot(i.instance_id) for i in instances]):
+            await self._collect_now(instances)
+            until = self._clock()
+        return await self.analyze_range(instances, fleet_id=fleet_id, start=since, end=until, slo_targets=targets)
+
+    async def analyze_range(
+        self, instances: Sequence[Instance], *, fleet_id: str, start: float, end: float, slo_targets: Sequence[SLOTarget], keep: bool = True
+    ) -> Analysis:
+        """Analyze what is stored of these instances between two times; `keep` stores the result. Raises NOT_ENOUGH_DATA."""
+        series = await self.series(instances, start, end)
+        if not any(series.values()):
+            for instance in instances:
+                latest = await self.store.latest_snapshot(instance.instance_id)
+                if latest is not None and start <= (latest.collected_at or start) <= end:
+                    series[instance.instance_id] = [latest]
+        pages = {name: snapshots for name, snapshots in series.items() if snapshots}
+        if not pages:
+            names = ", ".join(i.instance_id for i in instances)
+            raise InvalidArgumentError(
+                f"nothing was collected from {names} between {start:.0f} and {end:.0f}: collect first, or take another range",
+                reason=ErrorReason.NOT_ENOUGH_DATA,
+                field="start",
+            )
+        analysis = await asyncio.to_thread(self._analyze, pages, instances[0], tuple(slo_targets), fleet_id)
+        analysis = replace(analysis, fleet_id=fleet_id, created_at=self._clock(), analysis_id=self._new_id("an") if keep else "")
+        return await self.store.add_analysis(analysis) if keep else analysis
+
+    def _analyze(
+        self, pages: Mapping[str, Sequence[Snapshot]], like: Instance, targets: tuple[SLOTarget, ...], fleet_id: str
+    ) -> Analysis:
+        config, engine = like.config if len(like.config) else None, like.engine
+        if len(pages) > 1:
+            return analyze_fleet(pages, engine, targets, config=config, fleet_id=fleet_id)
+        (snapshots,) = pages.values()
+        analysis = self._analysis.analyze(snapshots if len(snapshots) > 1 else snapshots[-1], engine, targets, config=config)
+        window = analysis.window
+        if len(snapshots) > 1 and (window is None or (not window.counters and not window.histograms) or _nothing_ended(window)):
+            # Nothing happened between the pages: what the process did since its start is weaker evidence, but evidence, and is marked so.
+            lifetime = self._analysis.analyze(snapshots[-1], engine, targets, config=config)
+            if lifetime.bottlenecks and not analysis.bottlenecks:
+                return lifetime
+        return analysis
+
+    # --- plan and predict ---
+
+    async def create_plan(
+        self,
+        *,
+        analysis_id: str = "",
+        instance_id: str = "",
+        fleet_id: str = "",
+        slo_targets: Sequence[SLOTarget] = (),
+    ) -> Plan:
+        """Make a plan from a kept analysis, or from one made now, and keep it. Raises ANALYSIS_NOT_FOUND and as `analyze`."""
+        if analysis_id:
+            analysis = await self.store.get_analysis(analysis_id)
+        else:
+            analysis = await self.analyze(instance_id=instance_id, fleet_id=fleet_id, slo_targets=slo_targets)
+        return await self.plan_for(analysis, await self._first_instance(analysis), slo_targets=slo_targets)
+
+    async def plan_for(self, analysis: Analysis, instance: Instance | None, *, slo_targets: Sequence[SLOTarget] = ()) -> Plan:
+        """Make a plan from an analysis for engines like `instance`, and keep it."""
+        windows = await self._parts_of(analysis)
+        plan = await asyncio.to_thread(
+            self._optimization.generate_plan,
+            analysis,
+            instance.config if instance and len(instance.config) else None,
+            hardware=instance.hardware if instance else None,
+            slo_targets=tuple(slo_targets) or None,
+            engine_version=(instance.engine_version if instance else "") or analysis.engine_version,
+            windows=windows,
+        )
+        now = self._clock()
+        return await self.store.add_plan(
+            replace(plan, plan_id=self._new_id("plan"), created_at=now, expires_at=now + PLAN_LIFETIME_SECONDS)
+        )
+
+    async def predict(
+        self, *, instance_id: str = "", fleet_id: str = "", changes: Mapping[str, KnobValue | None]
+    ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+        """What-if: (prediction as it is, prediction with the changes, effects), from the last 5 minutes. Raises as `analyze`."""
+        if bool(instance_id) == bool(fleet_id):
+            raise InvalidArgumentError("name either an instance or a fleet", field="instance_id")
+        instances = await self.members(fleet_id) if fleet_id else (await self.store.get_instance(instance_id),)
+        now = self._clock()
+        if not any((await self.series(instances, now - ANALYZED_SECONDS, now)).values()):
+            await self._collect_now(instances)
+        return await self.predict_for(instances, changes=changes, start=now - ANALYZED_SECONDS, end=self._clock())
+
+    async def predict_for(
+        self, instances: Sequence[Instance], *, changes: Mapping[str, KnobValue | None], start: float, end: float
+    ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+        """As `predict`, from the stored snapshots of these instances in a range; the busiest replica stands for all."""
+        series = await self.series(instances, start, end)
+        windows = {name: windows_of(pages) for name, pages in series.items()}
+        busiest = max(windows, key=lambda name: sum(w.count(Hist.E2E_SECONDS) for w in windows[name]), default="")
+        if not busiest or not windows[busiest]:
+            raise InvalidArgumentError(
+                "a prediction needs two snapshots or more with traffic between them: collect for some minutes first",
+                reason=ErrorReason.NOT_ENOUGH_DATA,
+            )
+        instance = next(i for i in instances if i.instance_id == busiest)
+        page = series[busiest][-1]
+        current: EngineConfig = instance.config.over(page.config)
+        wanted = tuple(ConfigChange(name, current.get(name), value, apply_mode=ApplyMode.RESTART) for name, value in changes.items())
+        return await asyncio.to_thread(self._predictor.predict, windows[busiest], current, wanted, hardware=instance.hardware)
+
+    # --- track record ---
+
+    async def track_record(self, *, engine: Engine | None = None, cause: str | None = None, limit: int = 1000) -> TrackRecord:
+        """How predictions held up in finished rollouts, newest first, harmful advice included."""
+        entries = tuple(await self.store.ledger(engine=engine.value if engine else None, cause=cause, limit=limit))
+        judged: list[RealisedEffect] = [e for entry in entries for e in entry.effects if e.within_prediction is not None]
+        return TrackRecord(entries, len(judged), sum(bool(e.within_prediction) for e in judged), sum(e.harmful for e in entries))
+
+    # --- helpers that the manager uses too ---
+
+    async def members(self, fleet_id: str) -> tuple[Instance, ...]:
+        """Every instance of a fleet. Raises FLEET_NOT_FOUND, NOT_ENOUGH_DATA for an empty one."""
+        await self.store.get_fleet(fleet_id)
+        found: list[Instance] = []
+        token = ""
+        while True:
+            page = await self.store.list_instances(fleet_id=fleet_id, page_size=500, page_token=token)
+            found += page.items
+            token = page.next_page_token
+            if not token:
+                break
+        if not found:
+            raise InvalidArgumentError(
+                f"fleet {fleet_id!r} has no instances: register one first", reason=ErrorReason.NOT_ENOUGH_DATA, field="fleet_id"
+            )
+        return tuple(sorted(found, key=lambda i: i.instance_id))
+
+    async def series(self, instances: Sequence[Instance], start: float, end: float) -> dict[str, Sequence[Snapshot]]:
+        """Stored snapshots of each instance between two times, oldest first."""
+        return {i.instance_id: await self.store.snapshots_between(i.instance_id, start, end) for i in instances}
+
+    async def _collect_now(self, instances: Sequence[Instance]) -> None:
+        """One page of each instance; an error only where none answers."""
+        results = await asyncio.gather(*(self.collect_from(i) for i in instances), return_exceptions=True)
+        failed = [r for r in results if isinstance(r, BaseException)]
+        for error in failed:
+            if not isinstance(error, CollectError) or len(failed) == len(results):
+                raise error
+
+    async def _objectives(self, fleet_id: str) -> tuple[SLOTarget, ...]:
+        return (await self.store.get_fleet(fleet_id)).slo_targets if fleet_id else ()
+
+    async def _first_instance(self, analysis: Analysis) -> Instance | None:
+        try:
+            if analysis.fleet_id:
+                return (await self.members(analysis.fleet_id))[0]
+            return await self.store.get_instance(analysis.instance_id)
+        except (NotFoundError, InvalidArgumentError):
+            return None  # imported pages, or deregistered since
+
+    async def _parts_of(self, analysis: Analysis) -> Sequence[Window]:
+        """The windows inside the analysis' own: they show the predictor several loads. Only of a single instance."""
+        window = analysis.window
+        if window is None or window.lifetime or window.start is None or window.end is None or window.replicas > 1:
+            return ()
+        return windows_of(await self.store.snapshots_between(window.instance_id, window.start, window.end))
+
+
+def _nothing_ended(window: Window) -> bool:
+    return window.count(Hist.E2E_SECONDS) <= 0 and window.count(Hist.TTFT_SECONDS) <= 0
