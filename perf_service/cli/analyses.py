@@ -131,10 +131,9 @@ def watch(
 
 def _print(message: Any) -> None:
     from perf_service.cli import render
-    from perf_service.cli.from_proto import to_model
-    from perf_service.models.analysis import Analysis
+    from perf_service.rpc.convert.analysis import ANALYSIS
 
-    analysis = to_model(message, Analysis)
+    analysis = ANALYSIS.from_proto(message)
     rows = render.analysis_view(analysis)
     if analysis.window is not None and message.HasField("window"):
         rows.append(("MEASURED", render.measured_table(analysis.window)))

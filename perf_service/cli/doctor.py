@@ -146,7 +146,11 @@ def diagnose(
         snapshots if len(snapshots) > 1 else last, last.engine, list(objectives) or None, config=known if len(known) else None
     )
     plan = OptimizationEngine().generate_plan(
-        analysis, known if len(known) else None, slo_targets=list(objectives) or None, engine_version=last.engine_version
+        analysis,
+        known if len(known) else None,
+        slo_targets=list(objectives) or None,
+        engine_version=last.engine_version,
+        windows=windows_of(snapshots),
     )
     window = overall_window(snapshots)
     what_if = None

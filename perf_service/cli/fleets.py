@@ -173,8 +173,7 @@ def delete(
 
 
 def _view(items: Any, next_page_token: str = "") -> RenderableType:
-    from perf_service.cli.from_proto import to_model
-    from perf_service.models.slo import SLOTarget
+    from perf_service.rpc.convert.slo import SLO_TARGET
     from perf_service.v1 import engine_pb2, fleet_pb2
 
     rows = (
@@ -183,7 +182,7 @@ def _view(items: Any, next_page_token: str = "") -> RenderableType:
             enum_name(engine_pb2.Engine, f.engine, "ENGINE_"),
             f.model_name,
             enum_name(fleet_pb2.TargetKind, f.target.kind, "TARGET_KIND_"),
-            ", ".join(str(to_model(s, SLOTarget)) for s in f.slo_targets),
+            ", ".join(str(SLO_TARGET.from_proto(s)) for s in f.slo_targets),
             f.display_name,
         )
         for f in items

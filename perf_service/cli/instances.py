@@ -178,12 +178,11 @@ def deregister(
 
 
 def _view(items: Any, next_page_token: str = "") -> RenderableType:
-    from perf_service.cli.from_proto import to_model
-    from perf_service.models.config import EngineConfig
+    from perf_service.rpc.convert.config import ENGINE_CONFIG
     from perf_service.v1 import engine_pb2
 
     def flags(item: Any) -> str:
-        return ", ".join(f"{name}={value}" for name, value in to_model(item, EngineConfig).values().items())
+        return ", ".join(f"{name}={value}" for name, value in ENGINE_CONFIG.from_proto(item).values().items())
 
     rows = (
         (

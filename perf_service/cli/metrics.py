@@ -122,10 +122,9 @@ def watch(
 
 
 def _model(message: Any) -> Snapshot:
-    from perf_service.cli.from_proto import to_model
-    from perf_service.models.metrics import Snapshot
+    from perf_service.rpc.convert.metrics import SNAPSHOT
 
-    return to_model(message, Snapshot)
+    return SNAPSHOT.from_proto(message)
 
 
 def _row(message: Any) -> tuple[str, ...]:

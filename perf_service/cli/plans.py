@@ -182,21 +182,19 @@ def predict(
 
     def view() -> Any:
         from perf_service.cli import render
-        from perf_service.cli.from_proto import to_model
-        from perf_service.models.plan import Prediction
+        from perf_service.rpc.convert.plan import PREDICTION
 
-        return render.prediction_view(to_model(response.baseline, Prediction), to_model(response.prediction, Prediction))
+        return render.prediction_view(PREDICTION.from_proto(response.baseline), PREDICTION.from_proto(response.prediction))
 
     show(output, response, view)
 
 
 def _print(message: Any) -> None:
     from perf_service.cli import render
-    from perf_service.cli.from_proto import to_model
-    from perf_service.models.plan import Plan
+    from perf_service.rpc.convert.plan import PLAN
     from perf_service.v1 import engine_pb2
 
-    found = to_model(message, Plan)
+    found = PLAN.from_proto(message)
     rows = render.plan_view(found)
     about = f"{found.plan_id}  for {found.fleet_id or found.instance_id} ({enum_name(engine_pb2.Engine, message.engine, 'ENGINE_')})"
     rows.append(("ID", f"{about}\nhash {found.plan_hash}" if found.plan_hash else about))

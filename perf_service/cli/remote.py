@@ -12,7 +12,7 @@ from perf_service.cli.console import Output, out
 from perf_service.models.config import EngineConfig, KnobValue
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
-from perf_service.models.slo import Comparison, parse_slo
+from perf_service.models.slo import parse_slo
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -162,39 +162,23 @@ def enum_name(enum: Any, number: int, prefix: str) -> str:
 
 def knob_value(value: KnobValue) -> config_pb2.KnobValue:
     """A typed value of the contract."""
-    from perf_service.v1 import config_pb2
+    from perf_service.rpc.convert.mirror import knob_value as typed
 
-    match value:
-        case bool():
-            return config_pb2.KnobValue(bool_value=value)
-        case int():
-            return config_pb2.KnobValue(int_value=value)
-        case float():
-            return config_pb2.KnobValue(double_value=value)
-        case _:
-            return config_pb2.KnobValue(string_value=value)
+    return typed(value)
 
 
 def config_of(config: EngineConfig) -> config_pb2.EngineConfig:
     """Launch flags as the user told them."""
-    from perf_service.v1 import config_pb2
+    from perf_service.rpc.convert.config import ENGINE_CONFIG
 
-    source = config_pb2.ConfigSource.CONFIG_SOURCE_USER
-    return config_pb2.EngineConfig(
-        settings={name: config_pb2.Setting(value=knob_value(value), source=source) for name, value in config.values().items()}
-    )
+    return ENGINE_CONFIG.to_proto(config)
 
 
 def slo_targets(texts: Sequence[str] | None) -> list[slo_pb2.SLOTarget]:
     """Objectives of the contract from `ttft_p95<0.5`."""
-    from perf_service.v1 import slo_pb2
+    from perf_service.rpc.convert.slo import SLO_TARGET
 
-    sides = {Comparison.LESS_THAN: slo_pb2.COMPARISON_LESS_THAN, Comparison.GREATER_THAN: slo_pb2.COMPARISON_GREATER_THAN}
-    targets = [parse_slo(text) for text in texts or ()]
-    return [
-        slo_pb2.SLOTarget(metric_name=t.metric_name, target_value=t.target_value, comparison=sides[Comparison(t.comparison)])
-        for t in targets
-    ]
+    return [SLO_TARGET.to_proto(parse_slo(text)) for text in texts or ()]
 
 
 def labels_of(pairs: Sequence[str] | None, *, option: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -32,6 +33,7 @@ VERDICT_TEXT = {
     Verdict.NOTHING_TO_DO: "nothing to do",
     Verdict.NOT_ENOUGH_EVIDENCE: "not enough evidence to say",
 }
+_SENTENCE = re.compile(r".+?[.!?](?=\s|$)|.+$", re.DOTALL)
 
 
 def sections(console: Console, rows: Iterable[Row]) -> None:
@@ -60,8 +62,6 @@ def analysis_view(analysis: Analysis) -> list[Row]:
     """Cause, symptoms, evidence, verdict, objectives, data quality."""
     rows: list[Row] = []
     root = analysis.root_cause
-    if analysis.summary:
-        rows.append(("SUMMARY", analysis.summary))
     if root is not None:
         rows.append(("CAUSE", _cause(root)))
         symptoms = [b for b in analysis.bottlenecks[1:] if b.symptom_of is not None]
@@ -75,6 +75,8 @@ def analysis_view(analysis: Analysis) -> list[Row]:
         rows.append(("VERDICT", _verdict(root.verdict, root.recommendation)))
     else:
         rows.append(("VERDICT", _verdict(analysis.verdict, "")))
+        if analysis.summary:
+            rows.append(("WHY", analysis.summary))
     if analysis.slo_statuses:
         rows.append(("SLO", _objectives(analysis.slo_statuses)))
     rows.append(("HEALTH", _health(analysis)))
@@ -88,15 +90,18 @@ def _cause(root: Bottleneck) -> Text:
     name = title_of(root.cause) if root.cause != "unknown" else title_of(root.type)
     head = Text(name, style="bold")
     head.append(f"  {root.severity.upper()}", style=SEVERITY_STYLE[root.severity])
-    head.append(f"  confidence {percent(root.confidence_ratio)}", style="dim")
-    return head.append("\n" + root.description, style="not bold")
+    head.append(f"  confidence {root.confidence_ratio:.0%}", style="dim")
+    # Where the evidence is listed below, its sentences are not said twice.
+    said = {e.text.strip() for e in root.evidence}
+    sentences = [s for s in _SENTENCE.findall(root.description) if s.strip() not in said] if said else [root.description]
+    return head.append("\n" + " ".join(s.strip() for s in sentences), style="not bold")
 
 
 def _evidence(root: Bottleneck) -> str:
     marks = {EvidenceRole.FOR: "+", EvidenceRole.AGAINST: "-"}
     lines = [f"{marks[e.role]} {e.text}" for e in sorted(root.evidence, key=lambda e: e.role is EvidenceRole.AGAINST)]
     if root.alternative is not None:
-        behind = f", {percent(root.margin_ratio)} behind" if root.margin_ratio is not None else ""
+        behind = f", {100 * root.margin_ratio:.0f} points behind" if root.margin_ratio is not None else ""
         lines.append(f"? next best: {title_of(root.alternative)}{behind}")
     if root.would_settle:
         lines.append(f"? would settle it: {root.would_settle}")
@@ -129,8 +134,8 @@ def _health(analysis: Analysis) -> str:
     score = analysis.health_score
     if score is None:
         return "unknown: not enough evidence"
-    parts = "; ".join(f"-{number(p.penalty)} {p.text}" for p in analysis.health_parts)
-    return f"{score:.0f} of 100" + (f" ({parts})" if parts else "")
+    parts = [f"-{p.penalty:.0f}  {p.text}" for p in analysis.health_parts if p.penalty >= 0.5]
+    return "\n".join([f"{score:.0f} of 100", *parts])
 
 
 def measured_table(window: Window) -> Table:

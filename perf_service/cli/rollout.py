@@ -170,7 +170,7 @@ def list_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List rollouts, newest first."""
-    from perf_service.cli.from_proto import workflow_of
+    from perf_service.rpc.convert.workflow import WORKFLOW
     from perf_service.v1 import workflow_pb2
     from perf_service.v1 import workflow_service_pb2 as pb
 
@@ -183,7 +183,7 @@ def list_(
     rows = (
         (w.workflow_id, w.fleet_id or w.instance_id, title_of(w.status), f"{w.stage_index + 1}/{len(w.policy.stages)}",
          ", ".join(c.parameter for c in w.changes), clock_time(w.created_at))
-        for w in map(workflow_of, response.workflows)
+        for w in map(WORKFLOW.from_proto, response.workflows)
     )  # fmt: skip
     headers = ("workflow", "of", "status", "stage", "changes", "started (UTC)")
     show(output, response, lambda: listing(headers, rows, response.next_page_token))
@@ -311,9 +311,9 @@ def _verb(method: str, request: Any, server: str | None, timeout: float, output:
 
 
 def _line(message: Any) -> str:
-    from perf_service.cli.from_proto import workflow_of
+    from perf_service.rpc.convert.workflow import WORKFLOW
 
-    workflow = workflow_of(message)
+    workflow = WORKFLOW.from_proto(message)
     gate = f" [{workflow.gate}]" if workflow.gate != "open" else ""
     return f"{workflow.workflow_id}  {title_of(workflow.status)}{gate}  {workflow.message}".rstrip()
 
@@ -323,9 +323,9 @@ def _picture(message: Any) -> RenderableType:
 
     from rich.console import Group
 
-    from perf_service.cli.from_proto import workflow_of
     from perf_service.cli.watch_view import WatchState, outcome_table, picture
+    from perf_service.rpc.convert.workflow import WORKFLOW
 
-    workflow = workflow_of(message)
+    workflow = WORKFLOW.from_proto(message)
     view = picture(WatchState(workflow), now=time.time())
     return Group(view, outcome_table(workflow.outcome)) if workflow.outcome is not None else view

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from perf_service.cli.client import Server, connect, error_of
 from perf_service.cli.console import complain, out
-from perf_service.cli.from_proto import event_of, workflow_of
 from perf_service.cli.watch_view import WatchState, event_line, exit_code, outcome_table, picture
 from perf_service.models.errors import ErrorReason, PerfServiceError
 from perf_service.models.workflow import WorkflowStatus
+from perf_service.rpc.convert.workflow import WORKFLOW, event_from_proto
 from perf_service.v1 import workflow_service_pb2 as pb
 from perf_service.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
@@ -78,14 +78,14 @@ class _Watcher:
         if self.as_json:
             print(json.dumps(MessageToDict(update, preserving_proto_field_name=True)), flush=True)
         if update.HasField("snapshot"):
-            workflow = workflow_of(update.snapshot)
+            workflow = WORKFLOW.from_proto(update.snapshot)
             if self.state is None:
                 self.state = WatchState(workflow)
                 self.say(f"     {workflow.status:<18} {'snapshot':<18} {workflow.message}".rstrip())
             else:
                 self.state.replace(workflow)
         elif update.HasField("event") and self.state is not None:
-            event = event_of(update.event)
+            event = event_from_proto(update.event)
             self.state.apply(event)
             self.after_sequence = event.sequence
             self.say(event_line(event))
