@@ -24,6 +24,10 @@ _CONNECT_SECONDS = 5.0
 _LIMIT = 1 << 20
 
 
+# Whatever a server sends is at worst the failure of one request, never of the run.
+_REQUEST_ERRORS = (OSError, EOFError, TimeoutError, ValueError, LookupError, TypeError, asyncio.LimitOverrunError)
+
+
 class _HttpStatusError(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"http {status}")
@@ -184,7 +188,7 @@ class LoadGenerator:
         except _HttpStatusError as error:
             self.ledger.failure(str(error))
             return False
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError) as error:
+        except _REQUEST_ERRORS as error:
             self.ledger.failure(_cause(error))
             return False
         self.ledger.success(sent, times, loop.time(), request.prompt_tokens, tokens or len(times))
@@ -227,14 +231,18 @@ async def _stream(endpoint: _Endpoint, body: bytes) -> AsyncIterator[dict[str, A
         if status != 200:
             raise _HttpStatusError(status)
         lines = _chunked_lines(reader) if "transfer-encoding: chunked" in head else _plain_lines(reader)
-        async for line in lines:
+        done = False
+        async for line in lines:  # to the end of the body, so that no reader is left half-way
             if line.startswith(b"data:"):
                 data = line[5:].strip()
                 if data == b"[DONE]":
-                    return
+                    done = True
+                    continue
                 value = json.loads(data)
                 if isinstance(value, dict):
                     yield value
+        if done:
+            return
         raise asyncio.IncompleteReadError(b"", None)  # the stream broke off before [DONE]
     finally:
         writer.close()

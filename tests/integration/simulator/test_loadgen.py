@@ -18,12 +18,23 @@ SHORT = {"prompt": Lengths.uniform(10, 30), "output": Lengths.uniform(5, 10)}
 FAST = ("--step-base-ms", "2", "--step-per-seq-ms", "0.02", "--step-per-prefill-token-us", "5")
 
 
+async def sent_at_least(generator: LoadGenerator, count: int) -> None:
+    async with asyncio.timeout(20):
+        while generator.ledger.sent < count:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.01)
+
+
 async def test_closed_loop_over_two_replicas(start_engine: StartEngine) -> None:
     engines = [await start_engine(*FAST) for _ in range(2)]
     load = Workload(concurrency=8, shared_prefix_tokens=16, **SHORT)  # type: ignore[arg-type]
-    report = await run_load([e.url for e in engines], load, 1.0, seed=1, model="sim")
-    assert report.failed == report.cancelled == 0
-    assert report.succeeded == report.sent > 20
+    generator = LoadGenerator([e.url for e in engines], load, duration_seconds=20, seed=1, model="sim")
+    stop = asyncio.Event()
+    task = asyncio.create_task(generator.run(stop))
+    await sent_at_least(generator, 60)
+    stop.set()
+    report = await task
+    assert (report.errors, report.cancelled) == ({}, 0)
+    assert report.succeeded == report.sent >= 60
     assert report.itl_seconds.count == report.output_tokens - report.succeeded
     assert report.e2e_seconds.mean > 5 * 0.002  # at least five steps each
     served = []
@@ -58,16 +69,11 @@ async def test_a_replica_that_restarts_only_yields_counted_errors(start_engine: 
     stop = asyncio.Event()
     task = asyncio.create_task(generator.run(stop))
 
-    async def until(sent: int) -> None:
-        async with asyncio.timeout(15):
-            while generator.ledger.sent < sent:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.01)
-
-    await until(20)
+    await sent_at_least(generator, 20)
     assert await restarted.stop() == 0
-    await until(generator.ledger.sent + 20)
+    await sent_at_least(generator, generator.ledger.sent + 20)
     await start_engine(*FAST, port=restarted.port)
-    await until(generator.ledger.sent + 20)
+    await sent_at_least(generator, generator.ledger.sent + 20)
     stop.set()
     report = await task
     assert report.errors
