@@ -7,7 +7,7 @@ from dataclasses import replace
 from perf_service.analysis import rules_decode
 from perf_service.analysis.facts import Facts
 from perf_service.models.analysis import PhaseShares, SLOState, SLOStatus
-from perf_service.models.metrics import Hist
+from perf_service.models.metrics import Engine, Hist
 
 QUEUE, PREFILL, DECODE, PRESCHEDULE, UNKNOWN = "queue", "prefill", "decode", "preschedule", "unknown"
 
@@ -17,7 +17,9 @@ def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
     parts: dict[str, float] = {}
     if hist is Hist.TTFT_SECONDS:
         if facts.ttft and (facts.queue is not None or facts.prefill is not None):
-            parts = {QUEUE: facts.queue or 0.0, PREFILL: facts.prefill or 0.0, PRESCHEDULE: facts.preschedule or 0.0}
+            own = own_prefill_share(facts)
+            prefill = facts.prefill or 0.0
+            parts = {QUEUE: facts.queue or 0.0, PREFILL: own * prefill, DECODE: (1.0 - own) * prefill, PRESCHEDULE: facts.preschedule or 0.0}
     elif hist is Hist.E2E_SECONDS:
         interference = rules_decode.interference_share(facts)
         if facts.decode is not None or facts.queue is not None or facts.prefill is not None:
@@ -37,6 +39,17 @@ def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
         parts = {PREFILL: 1.0}
     total = sum(parts.values())
     return {phase: value / total for phase, value in parts.items()} if total > 0 else {UNKNOWN: 1.0}
+
+
+def own_prefill_share(facts: Facts) -> float:
+    """Share of the prefill time that the prompt itself costs; the rest is the batch that decodes in the same steps.
+
+    A short prompt that joins a large batch waits for the batch's step, not for its own few tokens.
+    """
+    prompt, running = facts.computed_tokens, facts.running_mean
+    if prompt is None or running is None or running <= 1.0 or facts.engine is not Engine.VLLM:
+        return 1.0
+    return prompt / (prompt + running)
 
 
 def attributed(status: SLOStatus, facts: Facts) -> SLOStatus:

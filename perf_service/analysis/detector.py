@@ -75,7 +75,8 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
     unknown = seconds.pop(phase.UNKNOWN, 0.0)
     # While a long step runs the engine does not even look at new requests, so a wait of a step's length belongs to prefill.
     if before and facts.prefill is not None and (facts.preschedule or 0.0) <= 1.5 * facts.prefill:
-        prefill, before = prefill + before, 0.0
+        own = phase.own_prefill_share(facts)
+        prefill, decode, before = prefill + own * before, decode + (1.0 - own) * before, 0.0
     if not queued:
         prefill, queue = prefill + queue, 0.0
     else:
@@ -198,7 +199,8 @@ def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bo
     metric, value, limit = _headline(harm, top if named else None, statuses, facts)
     alternative = (second[0].cause if second else None) if named else (top.cause if ranked else None)
     margin = belief - second[1] if second and named else None
-    close = margin is not None and margin < 0.5
+    # Told whenever it is close, or a launch argument that would decide is not known.
+    close = (margin is not None and margin < 0.5) or (harm.phase == phase.QUEUE and _limits_unknown(cause, facts))
     return Bottleneck(
         type=explain.CAUSE_TYPES[cause] if named else _PHASE_TYPES[harm.phase],
         severity=level,
@@ -215,6 +217,12 @@ def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bo
         margin_ratio=margin,
         would_settle=top.settle if close or not named or cause is Cause.PREFIX_CACHE_OFF else "",
     )
+
+
+def _limits_unknown(cause: Cause, facts: Facts) -> bool:
+    if cause not in (Cause.BATCH_LIMIT, Cause.TOKEN_BUDGET_TOO_SMALL, Cause.PREFILL_COMPUTE):
+        return False
+    return facts.sequence_limit is None or facts.token_budget is None
 
 
 def _concerns(status: SLOStatus, name: str, facts: Facts) -> bool:
@@ -239,9 +247,9 @@ def _headline(harm: Harm, top: Candidate | None, statuses: Sequence[SLOStatus], 
     for item in pool:
         if item.threshold is not None and item.role is EvidenceRole.FOR:
             return item.metric, item.value, item.threshold
-    for status in statuses:
-        if status.state is SLOState.MISSED and status.current_value is not None:
-            return status.metric_name, status.current_value, status.target_value
+    missed = [s for s in statuses if s.state is SLOState.MISSED and s.current_value is not None]
+    for status in sorted(missed, key=lambda s: not _concerns(s, harm.phase, facts)):
+        return status.metric_name, status.current_value or 0.0, status.target_value
     first = pool[0] if pool else None
     return (first.metric, first.value, 0.0) if first else ("waiting_requests", facts.waiting_mean, t.WAITING_GAUGE_MIN.value)
 

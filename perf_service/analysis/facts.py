@@ -34,6 +34,7 @@ class Pinning:
     share: float  # of the scrapes with waiting requests, those with running at its maximum
     limit: float  # that maximum
     scrapes: int
+    mean: float  # mean running at those scrapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,9 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
     pinning = _pinning(pages) if len(pages) > 2 else _pinning_of_stats(running, waiting)
+    if prefill_occupancy is not None and pinning is not None and prefill and inference:
+        # The gauges at scrapes with a queue know nothing of idle edges; their split by phase is the histograms'.
+        prefill_occupancy = max(prefill_occupancy, pinning.mean * min(1.0, prefill / inference))
     budget_estimate = None
     if prefill_occupancy is not None and computed and window.replicas == 1:
         budget_estimate = max(1.0, (prefill_occupancy - 1.0) * computed)
@@ -314,7 +318,8 @@ def _pinning(pages: Sequence[Snapshot]) -> Pinning | None:
     limit = max(running for running, _ in seen)
     # A finished request leaves its place for one step: up to one below the limit still counts where the limit is not tiny.
     near = 0.0 if limit <= 4 else max(1.0, 0.04 * limit)
-    return Pinning(sum(limit - running <= near for running in queued) / len(queued), limit, len(queued))
+    share = sum(limit - running <= near for running in queued) / len(queued)
+    return Pinning(share, limit, len(queued), sum(queued) / len(queued))
 
 
 def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> Pinning | None:
@@ -323,4 +328,4 @@ def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) ->
     active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
     constant = running.min == running.max or active >= 0.97 * running.max
     wandering = active < 0.85 * running.max
-    return Pinning(1.0 if constant else 0.0 if wandering else 0.6, running.max, running.samples)
+    return Pinning(1.0 if constant else 0.0 if wandering else 0.6, running.max, running.samples, active)

@@ -171,8 +171,12 @@ def prefill_saturation(facts: Facts) -> float:
         if facts.prompt_share is None:
             return 0.15
         return 0.5 * ramp(facts.prompt_share, 0.7, 0.98)
-    value = ramp(occupancy, 0.5, 0.9)
-    running = facts.running_mean
+    budget, prompt, running = facts.token_budget, facts.computed_tokens, facts.running_mean
+    if budget is not None and prompt:
+        # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
+        left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
+        return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
+    value = ramp(occupancy, 0.7, t.PREFILL_SATURATED.value)
     if running and running > 1.5:
         # Many in decode beside the one in prefill: a sequence limit explains the wait as well.
         value *= 0.4 + 0.6 * ramp(occupancy / running, 0.1, 0.4)
@@ -189,11 +193,8 @@ def budget_smallness(facts: Facts) -> float:
         ceiling = chunk_ceiling(facts)
         value = min(value, ceiling) if ceiling is not None and ceiling < 0.5 * (prompt or 0.0) else value
     small = 1.0 - ramp(math.log(max(value, 1.0)), math.log(t.BUDGET_SMALL.value), math.log(t.BUDGET_LARGE_ENOUGH.value))
-    if budget is not None and prompt is not None and prompt + (facts.output_tokens or 0.0) < 0.25 * budget:
-        return 0.0  # a step takes whole prompts
-    if budget is None and facts.itl is not None and prompt is not None and facts.prefill is not None and prompt < 2.0 * value:
-        small *= 0.5
-    return small
+    # A step that takes several whole prompts does not starve them.
+    return small * (1.0 - ramp(value / prompt, 1.0, 3.0)) if prompt else small
 
 
 def chunk_ceiling(facts: Facts) -> float | None:
@@ -281,8 +282,11 @@ def batch_weight(facts: Facts, saturation: float) -> float:
     limit, pinning, running = facts.sequence_limit, facts.pinning, facts.running_mean
     top = max(facts.running.max if facts.running else 0.0, running or 0.0)
     if limit is not None and top > 0:
-        at_limit = top >= 0.9 * limit
-        return 0.9 * (1.0 - 0.8 * saturation * float(limit > 4)) if at_limit else 0.01
+        if top < 0.9 * limit:
+            return 0.01
+        # At the limit is one thing, being there whenever others wait another.
+        held = ramp(pinning.share, 0.4, 0.9) if pinning is not None else ramp(running if running is not None else top, 0.6 * limit, 0.9 * limit)
+        return 0.05 + 0.85 * held * (1.0 - 0.8 * saturation * float(limit > 4))
     if pinning is not None:
         base = 0.1 + 0.8 * ramp(pinning.share, 0.3, 0.8)
     elif facts.prefill_occupancy is not None or facts.kv_peak is not None:
