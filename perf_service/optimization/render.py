@@ -29,9 +29,7 @@ def settable(config: EngineConfig, engine: Engine, *, version: str = "", catalog
         elif entry is not None and not entry.page_is_resolved:
             default = catalogue.default(engine, name, version)
             # A page tells nothing of who set a value: only one that surely is not the default is worth a flag.
-            if default is not None and setting.value != default:
-                kept[name] = setting
-            elif default is None and name in _NEVER_DEFAULT:
+            if (default is not None and setting.value != default) or (default is None and name in _NEVER_DEFAULT):
                 kept[name] = setting
     return EngineConfig(kept)
 

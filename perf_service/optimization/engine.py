@@ -1,0 +1,316 @@
+"""From an analysis to one consistent plan: candidates of three optimizers, scored by the predictor, merged, and printable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from perf_service.models.analysis import Analysis, Bottleneck, Cause, Verdict
+from perf_service.models.config import ConfigChange, EngineConfig, KnobValue
+from perf_service.models.fleet import Hardware
+from perf_service.models.metrics import Engine
+from perf_service.models.plan import (
+    Direction,
+    Optimization,
+    OptimizerKind,
+    Plan,
+    PredictedEffect,
+    Prediction,
+    plan_hash,
+)
+from perf_service.models.slo import SLOTarget
+from perf_service.models.window import Window
+from perf_service.optimization import render
+from perf_service.optimization.batching_optimizer import DEFAULT_MAX_BATCH_SIZE, BatchingOptimizer
+from perf_service.optimization.catalogue import KnobCatalogue
+from perf_service.optimization.configs import ConfigLike, read_config
+from perf_service.optimization.kv_cache_optimizer import KVCacheOptimizer
+from perf_service.optimization.predictor import Predictor
+from perf_service.optimization.quantization_optimizer import QuantizationOptimizer
+from perf_service.optimization.scoring import describe, harmful, missed_by, predicted_value, score
+from perf_service.optimization.situation import Situation, optimization, relevant
+
+MAX_CANDIDATES = 3
+NOTHING = "No optimizations recommended"
+
+Changes = Mapping[str, KnobValue | None] | Sequence[ConfigChange]
+Forecast = tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]
+
+
+class Forecaster(Protocol):
+    """What the engine asks of a predictor: (no-op, with the changes, effects) from an instance's windows."""
+
+    def predict(
+        self, windows: Window | Sequence[Window], current: EngineConfig, changes: Changes, *, hardware: Hardware | None = None
+    ) -> Forecast:
+        """Predictions of the present workload under the current config and with the changes."""
+        ...
+
+
+class OptimizationEngine:
+    """Makes plans. Stateless and pure: no clock, no id; those are given to a plan by whoever stores it."""
+
+    def __init__(self, predictor: Forecaster | None = None, catalogue: KnobCatalogue | None = None) -> None:
+        self._predictor: Forecaster = predictor or Predictor()
+        self._catalogue = catalogue or KnobCatalogue.load()
+
+    def generate_plan(
+        self,
+        analysis: Analysis,
+        current_config: ConfigLike = None,
+        *,
+        hardware: Hardware | None = None,
+        slo_targets: Sequence[SLOTarget] | None = None,
+        engine_version: str = "",
+        windows: Sequence[Window] = (),
+    ) -> Plan:
+        """At most three optimizations in the order of predicted benefit over risk, merged, with the no-op beside them.
+
+        `current_config` is what is known beside (and stronger than) what the analysis carries. `windows` are the parts of the
+        analysis' window: with several of them the predictor sees how the instance behaves at different loads.
+        A change of precision is listed but never part of the merged `changes`. Raises InvalidArgumentError for an unknown engine.
+        """
+        at = self._situation(analysis, current_config, hardware, slo_targets, engine_version)
+        seen: tuple[Window, ...] = tuple(windows) or ((analysis.window,) if analysis.window else ())
+        candidates, advice = self._candidates(analysis, at)
+        candidates += self._trade_off(analysis, at, seen)
+        scored = [self._adjusted(self._with_effects(c, at, seen), at, seen) for c in candidates]
+        dropped = [c for c in scored if harmful(c, at.slo_targets)]
+        kept = sorted((c for c in scored if c not in dropped), key=lambda c: -score(c, at.slo_targets))
+        chosen, changes = self._merge(kept, at)
+        advice += [_not_worth_it(c) for c in dropped]
+        return self._plan(analysis, at, seen, chosen, changes, tuple(dict.fromkeys(advice)))
+
+    # ---- What is known ----
+
+    def _situation(
+        self,
+        analysis: Analysis,
+        current: ConfigLike,
+        hardware: Hardware | None,
+        slo_targets: Sequence[SLOTarget] | None,
+        engine_version: str,
+    ) -> Situation:
+        engine, window = Engine(analysis.engine), analysis.window
+        told = read_config(self._catalogue, engine, current)
+        found = read_config(self._catalogue, engine, analysis.config)
+        config = told.over(found)
+        if window is not None:
+            config = config.over(read_config(self._catalogue, engine, window.config))
+        return Situation(
+            engine=engine,
+            version=engine_version or analysis.engine_version or (window.engine_version if window else ""),
+            hardware=hardware or Hardware(),
+            config=config,
+            window=window,
+            slo_targets=tuple(slo_targets) if slo_targets is not None else tuple(s.target for s in analysis.slo_statuses),
+            catalogue=self._catalogue,
+        )
+
+    # ---- Candidates ----
+
+    def _candidates(self, analysis: Analysis, at: Situation) -> tuple[list[Optimization], list[Optimization]]:
+        """(with changes, advice) of the three optimizers."""
+        findings = relevant(analysis.bottlenecks)
+        if not analysis.quality.usable:
+            return [], []
+        # With measurements behind it, a finding whose cause could not be named supports no flag.
+        tuned = [b for b in findings if analysis.window is None or b.cause is not Cause.UNKNOWN]
+        default = at.catalogue.default(at.engine, at.knobs.sequences, at.version, at.hardware)
+        cap = max(DEFAULT_MAX_BATCH_SIZE, default if isinstance(default, int) else 0)
+        proposals: list[Optimization] = []
+        for optimizer in (KVCacheOptimizer(), BatchingOptimizer(cap), QuantizationOptimizer()):
+            proposals += optimizer.generate_optimizations(tuned, at.engine, situation=at)[0]
+        advice = [o for o in proposals if o.advice_only]
+        covered = {o.cause for o in proposals}
+        advice += [_advice(b) for b in findings if b.recommendation and (b not in tuned or b.cause not in covered)]
+        return [o for o in proposals if not o.advice_only], advice
+
+    def _trade_off(self, analysis: Analysis, at: Situation, windows: Sequence[Window]) -> list[Optimization]:
+        """Fewer sequences for a better ITL: only where the operator asked for ITL, and every objective is predicted to be met."""
+        root = next((b for b in relevant(analysis.bottlenecks) if b.cause is Cause.DECODE_BOUND), None)
+        wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
+        running = at.running_max
+        if root is None or not wished or not running or not windows:
+            return []
+        sequences = 1 << (int(running) - 1).bit_length()
+        while sequences > 1:
+            sequences //= 2
+            knob = "max_num_active_seqs" if at.propose("max_num_active_seqs", sequences, "") else at.knobs.sequences
+            change = at.propose(knob, sequences, "fewer sequences in a step make each step shorter")
+            if change is None or sequences >= running:
+                continue
+            _, after, effects = self._predictor.predict(windows, at.config, (change,), hardware=at.hardware)
+            values = [(t, predicted_value(after, t)) for t in at.slo_targets if not t.builtin]
+            if all(v is not None and t.met_by(v) for t, v in values):
+                return [
+                    replace(
+                        optimization(
+                            OptimizerKind.BATCHING, root, f"Trade throughput for ITL: lower {knob} to {sequences}",
+                            f"A trade-off, not a free gain: {sequences} sequences at once keep ITL within the objective, the rest waits.",
+                            change, losers=("ttft_seconds", "throughput_tokens_per_second", "queue_seconds"),
+                        ),
+                        effects=effects,
+                    )
+                ]  # fmt: skip
+        return []
+
+    def _with_effects(self, candidate: Optimization, at: Situation, windows: Sequence[Window]) -> Optimization:
+        if not windows or candidate.effects:
+            return candidate
+        _, after, effects = self._predictor.predict(windows, at.config, candidate.config_changes, hardware=at.hardware)
+        losers = (*candidate.expected_losers, *(_base(e.metric) for e in effects if e.direction is Direction.WORSENS))
+        risks = (*candidate.risks, *missed_by(after, at.slo_targets))
+        return replace(candidate, effects=effects, expected_losers=tuple(dict.fromkeys(losers)), risks=risks)
+
+    def _adjusted(self, candidate: Optimization, at: Situation, windows: Sequence[Window]) -> Optimization:
+        """A raised batch limit, taken back as far as an ITL objective of the operator demands (the prediction's own value counts)."""
+        wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
+        change = next((c for c in candidate.config_changes if c.parameter == at.knobs.sequences), None)
+        if not wished or change is None or candidate.cause is not Cause.BATCH_LIMIT or not windows:
+            return candidate
+        present, target = at.config.number(change.parameter) or at.running_max or 1.0, change.recommended_value
+        while isinstance(target, int) and target > present:
+            tried = replace(change, recommended_value=target)
+            others = tuple(c for c in candidate.config_changes if c is not change)
+            _, after, effects = self._predictor.predict(windows, at.config, (tried, *others), hardware=at.hardware)
+            values = [(t, predicted_value(after, t)) for t in wished]
+            if all(v is None or t.met_by(v) for t, v in values):
+                if target == change.recommended_value:
+                    return candidate
+                return replace(
+                    candidate,
+                    title=f"Raise {change.parameter} to {target}",
+                    config_changes=(tried, *others),
+                    description=f"{candidate.description} Held at {target}: more would miss {' and '.join(map(str, wished))}.",
+                    effects=effects,
+                )
+            target //= 2
+        return candidate  # no value meets it: the risks say so
+
+    # ---- Merging ----
+
+    def _merge(self, candidates: Sequence[Optimization], at: Situation) -> tuple[tuple[Optimization, ...], tuple[ConfigChange, ...]]:
+        """The best three that go together, and the changes that a rollout applies (none that needs a quality test)."""
+        chosen: list[Optimization] = []
+        changes: dict[str, ConfigChange] = {}
+        for candidate in candidates:
+            if len(chosen) == MAX_CANDIDATES:
+                break
+            if any(c.parameter in changes for c in candidate.config_changes):
+                continue
+            both = (*changes.values(), *candidate.config_changes)
+            if not at.fits_together(both):
+                continue
+            chosen.append(candidate)
+            if not candidate.needs_quality_gate:
+                changes.update({c.parameter: c for c in candidate.config_changes})
+        return tuple(chosen), tuple(changes.values())
+
+    def _plan(
+        self,
+        analysis: Analysis,
+        at: Situation,
+        windows: Sequence[Window],
+        chosen: tuple[Optimization, ...],
+        changes: tuple[ConfigChange, ...],
+        advice: tuple[Optimization, ...],
+    ) -> Plan:
+        baseline: Prediction | None = None
+        prediction: Prediction | None = None
+        effects: tuple[PredictedEffect, ...] = ()
+        if windows:
+            baseline, prediction, effects = self._predictor.predict(windows, at.config, changes, hardware=at.hardware)
+        proposed = at.config.with_changes(changes)
+        return Plan(
+            engine=at.engine,
+            optimizations=chosen,
+            advice=advice,
+            changes=changes,
+            current_config=at.config,
+            proposed_config=proposed,
+            diff=render.unified_diff(changes, at.engine, catalogue=self._catalogue),
+            command_line=render.command_line(
+                proposed, at.engine, model=analysis.model_name, version=at.version, catalogue=self._catalogue
+            ),
+            baseline=baseline,
+            prediction=prediction,
+            effects=effects,
+            estimated_total_improvement=_improvement(chosen, changes, effects, prediction),
+            instance_id=analysis.instance_id,
+            fleet_id=analysis.fleet_id,
+            engine_version=at.version,
+            hardware=at.hardware,
+            analysis_id=analysis.analysis_id,
+            plan_hash=plan_hash(at.engine, at.version, changes),
+            summary=_summary(chosen, changes, advice, at),
+        )
+
+
+def _base(metric: str) -> str:
+    for suffix in ("_mean", "_p50", "_p95", "_p99"):
+        metric = metric.removesuffix(suffix)
+    return metric
+
+
+def _advice(bottleneck: Bottleneck) -> Optimization:
+    """The analyzer's own recommendation, where no optimizer has a change for the finding."""
+    what = {
+        Verdict.SCALE: "Add capacity", Verdict.RESTART: "Restart the replica", Verdict.ROLL_BACK_UPGRADE: "Roll the upgrade back",
+        Verdict.LOOK_AT_CLIENT: "Look at the client", Verdict.WAIT: "Wait", Verdict.NOTHING_TO_DO: "Nothing to do",
+        Verdict.NOT_ENOUGH_EVIDENCE: "Collect more data",
+    }.get(bottleneck.verdict, "No flag")  # fmt: skip
+    return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value}", bottleneck.recommendation)
+
+
+def _not_worth_it(candidate: Optimization) -> Optimization:
+    said = describe(candidate.effects)
+    return replace(
+        candidate,
+        title=f"Not recommended: {candidate.title}",
+        description=f"{candidate.description} Predicted to bring nothing here: {said or 'no measurable effect'}.",
+        config_changes=(),
+        needs_restart=False,
+        restart_cost="",
+        rollback="",
+    )
+
+
+def _improvement(
+    chosen: Sequence[Optimization], changes: Sequence[ConfigChange], effects: Sequence[PredictedEffect], prediction: Prediction | None
+) -> str:
+    if not chosen:
+        return NOTHING
+    if not changes:
+        return "Not predicted: what is proposed needs a quality test first"
+    said = describe(effects)
+    if said:
+        return f"Predicted, with {effects[0].ratio.coverage_ratio:.0%} intervals: {said}"
+    if effects:
+        return "Predicted: no measurable change"
+    why = prediction.notes[0] if prediction and prediction.notes else "no windows of measurements to predict from"
+    return f"Not predicted: {why}"
+
+
+def _in_words(change: ConfigChange) -> str:
+    if change.recommended_value is None:
+        return f"remove {change.parameter}"
+    present = "?" if change.current_value is None else change.current_value
+    return f"{change.parameter} {present} -> {change.recommended_value}"
+
+
+def _summary(
+    chosen: Sequence[Optimization], changes: Sequence[ConfigChange], advice: Sequence[Optimization], at: Situation
+) -> str:
+    if changes:
+        what = ", ".join(_in_words(c) for c in changes)
+        return f"{what}. Boot check: no conflict known for {at.engine.value}{' ' + at.version if at.version else ''}."
+    if chosen:
+        return f"{chosen[0].title}: not rolled out by itself, it needs a quality test."
+    if advice:
+        return f"No configuration change; {advice[0].title[0].lower()}{advice[0].title[1:]}."
+    return NOTHING + "."
+
+
+__all__ = ["MAX_CANDIDATES", "NOTHING", "Forecaster", "OptimizationEngine"]
