@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from perf_service.cli.text import amount, estimate, interval, number, percent, quantile, ratio, seconds, title_of
+from perf_service.cli.text import amount, estimate, interval, metric_title, number, percent, quantile, ratio, seconds, title_of
 from perf_service.models.analysis import Analysis, Bottleneck, EvidenceRole, Severity, SLOState, SLOStatus, Verdict
 from perf_service.models.config import ConfigChange
 from perf_service.models.metrics import Counter, Gauge, Hist, IssueLevel
@@ -54,7 +54,7 @@ def plain_table(*headers: str) -> Table:
     """A table without a box, numbers to the right."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="dim")
     for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     return table
 
 
@@ -233,7 +233,7 @@ def effects_table(effects: Iterable[PredictedEffect]) -> Table:
     marks = {Direction.IMPROVES: Text("better", "green"), Direction.WORSENS: Text("worse", "red"), Direction.UNCHANGED: Text("same", "dim")}
     for e in effects:
         table.add_row(
-            title_of(e.metric.replace("_seconds", "")), amount(e.metric, e.before.value), amount(e.metric, e.after.value),
+            metric_title(e.metric), amount(e.metric, e.before.value), amount(e.metric, e.after.value),
             interval(e.metric, e.after.low, e.after.high), marks[e.direction],
         )  # fmt: skip
     return table
@@ -253,7 +253,7 @@ def prediction_view(baseline: Prediction, prediction: Prediction) -> ConsoleRend
     for name in ("throughput_tokens_per_second", "requests_per_second"):
         before, after = getattr(baseline, name), getattr(prediction, name)
         if after is not None:
-            table.add_row(title_of(name.replace("_per_second", "")), estimate(name, before).split(" (")[0],
+            table.add_row(metric_title(name), estimate(name, before).split(" (")[0],
                           amount(name, after.value), interval(name, after.low, after.high))  # fmt: skip
     for name in ("ttft_seconds", "itl_seconds", "tpot_seconds", "e2e_seconds"):
         before, after = getattr(baseline, name), getattr(prediction, name)

@@ -8,7 +8,20 @@ from datetime import UTC, datetime
 from perf_service.models.plan import Estimate
 from perf_service.models.window import Quantile, QuantileKind
 
-__all__ = ["ago", "amount", "clock_time", "estimate", "interval", "number", "percent", "quantile", "ratio", "seconds", "title_of"]
+__all__ = [
+    "ago",
+    "amount",
+    "clock_time",
+    "estimate",
+    "interval",
+    "metric_title",
+    "number",
+    "percent",
+    "quantile",
+    "ratio",
+    "seconds",
+    "title_of",
+]
 
 MISSING = "-"
 
@@ -27,11 +40,13 @@ def seconds(value: float | None) -> str:
     """A duration: 12.3 ms, 8.33 s, 4 min 10 s, 2 h 5 min."""
     if value is None or not math.isfinite(value):
         return MISSING
+    if abs(value) < 1e-6:  # nothing that an engine does is shorter
+        return "0 s"
     if abs(value) >= 7200:
         return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
     if abs(value) >= 120:
         return f"{value // 60:.0f} min {value % 60:.0f} s"
-    return f"{number(value)} s" if abs(value) >= 1 or value == 0 else f"{number(value * 1000)} ms"
+    return f"{number(value)} s" if abs(value) >= 1 else f"{number(value * 1000)} ms"
 
 
 def percent(value: float | None) -> str:
@@ -54,8 +69,14 @@ def amount(metric: str, value: float | None) -> str:
 
 
 def interval(metric: str, low: float, high: float) -> str:
-    """A range in the metric's unit."""
-    return f"{amount(metric, low)} .. {amount(metric, high)}"
+    """A range in the metric's unit, the unit once where both ends have the same."""
+    first, last = amount(metric, low), amount(metric, high)
+    unit = last.rpartition(" ")[2]
+    if " " in last and first.endswith(f" {unit}"):
+        first = first.removesuffix(f" {unit}")
+    elif last.endswith("/s") and first.endswith("/s"):
+        first = first.removesuffix("/s")
+    return f"{first} .. {last}"
 
 
 def estimate(metric: str, value: Estimate | None) -> str:
@@ -76,6 +97,13 @@ def ratio(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return "as before" if abs(value - 1) < 0.005 else f"x {number(value)}"
+
+
+def metric_title(metric: str) -> str:
+    """`ttft_seconds_mean` -> `ttft mean`, `throughput_tokens_per_second` -> `throughput`: units stand in the values."""
+    if metric == "throughput_tokens_per_second":
+        return "output tokens"
+    return title_of(metric.replace("_per_second", "").replace("_seconds", "").replace("_ratio", ""))
 
 
 def title_of(name: str) -> str:

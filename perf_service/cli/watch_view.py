@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from perf_service.cli.text import amount, number, percent, ratio, seconds, title_of
+from perf_service.cli.text import amount, metric_title, number, percent, ratio, seconds, title_of
 from perf_service.models.workflow import (
     Event,
     EventKind,
@@ -168,7 +168,7 @@ def _verdicts(state: WatchState) -> Text:
 
 def _metric_line(metric: MetricSample) -> Text:
     name, style = _JUDGEMENT[metric.judgement]
-    line = Text(f"  {metric.metric.replace('_seconds', ''):<26}")
+    line = Text(f"  {metric_title(metric.metric):<26}")
     line.append(f"changed {amount(metric.metric, metric.canary):<10}", style="bold")
     if metric.baseline is not None:
         line.append(f"unchanged {amount(metric.metric, metric.baseline):<10}")
@@ -233,7 +233,7 @@ def outcome_table(outcome: Outcome) -> RenderableType:
                 predicted += f" ({number(effect.predicted_low)} .. {number(effect.predicted_high)})"
         inside = {True: Text("as predicted", "green"), False: Text("not as predicted", "yellow"), None: Text("")}[effect.within_prediction]
         table.add_row(
-            title_of(effect.metric.replace("_seconds", "")), amount(effect.metric, effect.before), amount(effect.metric, effect.after),
+            metric_title(effect.metric), amount(effect.metric, effect.before), amount(effect.metric, effect.after),
             ratio(effect.ratio), predicted, inside,
         )  # fmt: skip
     parts: list[RenderableType] = [table]
