@@ -11,11 +11,11 @@ when a page exceeds the limits.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from perf_service.collectors.series_syntax import parse_series, split_series
 from perf_service.models.errors import CollectError, ErrorReason
 
 DEFAULT_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -28,12 +28,6 @@ REPORTED_LINES: Final = 5
 
 _MAX_MEMO_KEY_BYTES: Final = 4_096
 
-_NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
-_LABEL = re.compile(
-    rb'[ \t]*(?:([a-zA-Z_][a-zA-Z0-9_]*)|"((?:[^"\\]|\\.)*)")[ \t]*(?:=[ \t]*"((?:[^"\\]|\\.)*)")?[ \t]*(,|\Z)',
-    re.DOTALL,
-)
-_ESCAPE = re.compile(r"\\([\\n\"])")
 _FAMILY_SUFFIXES: Final = ("_bucket", "_sum", "_count", "_total", "_created", "_info")
 
 
@@ -193,7 +187,7 @@ class ExpositionParser:
         if stripped[:1] == b"#":
             self._read_comment(page, line, stripped)
             return
-        split = _split_series(stripped)
+        split = split_series(stripped)
         if split is None:
             _report(page, number, line)
             return
@@ -243,7 +237,7 @@ class ExpositionParser:
             self._remember(line.rpartition(b" ")[0], _IGNORED)
 
     def _intern(self, text: bytes) -> Series | None:
-        parsed = _parse_series(text)
+        parsed = parse_series(text)
         if parsed is None:
             return None
         name, labels = parsed
@@ -307,69 +301,3 @@ def _report(page: Page, number: int, line: bytes) -> None:
     else:
         # The last one is kept as well: it tells whether the page was cut.
         page.malformed_lines[REPORTED_LINES - 1] = entry
-
-
-def _split_series(line: bytes) -> tuple[bytes, bytes] | None:
-    """Split a line into the series and what follows it; None when the labels do not end."""
-    brace = line.find(b"{")
-    if brace < 0:
-        head, _, rest = line.replace(b"\t", b" ").partition(b" ")
-        return head, rest
-    if len(line[:brace].split()) > 1:
-        # `name 5 # {exemplar} 1`: the brace belongs to the exemplar.
-        head, _, rest = line.partition(b" ")
-        return head, rest
-    end = line.find(b"}", brace)
-    if end >= 0 and b"\\" not in line[brace:end] and line.count(b'"', brace, end) % 2 == 0:
-        return line[: end + 1], line[end + 1 :]
-    in_quotes = False
-    position = brace + 1
-    while position < len(line):
-        byte = line[position]
-        if in_quotes and byte == 0x5C:
-            position += 1
-        elif byte == 0x22:
-            in_quotes = not in_quotes
-        elif byte == 0x7D and not in_quotes:
-            return line[: position + 1], line[position + 1 :]
-        position += 1
-    return None
-
-
-def _parse_series(text: bytes) -> tuple[str, dict[str, str]] | None:
-    head, brace, tail = text.partition(b"{")
-    name = head.strip()
-    labels: dict[str, str] = {}
-    if brace:
-        body = tail[:-1]
-        position = 0
-        while body[position:].strip():
-            match = _LABEL.match(body, position)
-            if match is None or match.end() == position:
-                return None
-            bare, quoted, value, _ = match.groups()
-            if value is None:
-                # Prometheus 3 spells a name with unusual characters as the first, valueless entry.
-                if quoted is None or name:
-                    return (_decode(name), labels) if not body[position:].strip() else None
-                name = quoted
-            else:
-                labels[_decode(bare if bare is not None else quoted)] = _decode(value)
-            position = match.end()
-        if not name:
-            return None
-        if _NAME.match(name) is None and head.strip():
-            return None
-    elif _NAME.match(name) is None:
-        return None
-    return _decode(name), labels
-
-
-def _decode(raw: bytes) -> str:
-    text = raw.decode("utf-8", "replace")
-    return _ESCAPE.sub(_unescape, text) if "\\" in text else text
-
-
-def _unescape(match: re.Match[str]) -> str:
-    char = match.group(1)
-    return "\n" if char == "n" else char

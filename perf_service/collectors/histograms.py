@@ -25,6 +25,8 @@ class HistogramReader:
     def read(self, entries: list[tuple[Slot, float]]) -> Histogram | None:
         """The histogram, added over ranks; None where the page's series do not make one."""
         parts: dict[tuple[str, str], _Parts] = {}
+        origin: tuple[str, str] | None = None
+        collected = _Parts()
         for slot, value in entries:
             if slot.part is Part.BARE:
                 self._note(
@@ -33,17 +35,21 @@ class HistogramReader:
                     "it says nothing and is left out.",
                 )
                 continue
-            if not math.isfinite(value):
-                self._note(IssueCode.NOT_FINITE, f"{self._name}_{slot.part.value} is {value}; it is left out.")
+            if not 0.0 <= value < math.inf:
+                code = IssueCode.NEGATIVE_COUNTER if -math.inf < value < 0.0 else IssueCode.NOT_FINITE
+                self._note(code, f"{self._name}_{slot.part.value} is {value:g}, which cannot be; it is left out.")
                 return None
-            if value < 0:
-                self._note(IssueCode.NEGATIVE_COUNTER, f"{self._name}_{slot.part.value} is {value:g}; it is left out.")
-                return None
-            key = (slot.rank, slot.replica)
-            found = parts.get(key)
-            if found is None:
-                found = parts[key] = _Parts()
-            found.add(slot, value)
+            if slot.origin != origin:
+                origin = slot.origin
+                collected = parts.setdefault(origin, _Parts())
+            bound = slot.bound
+            if bound is not None:
+                buckets = collected.buckets
+                buckets[bound] = buckets[bound] + value if bound in buckets else value
+            elif slot.part is Part.SUM:
+                collected.sum = value + (collected.sum or 0.0)
+            else:
+                collected.count = value + (collected.count or 0.0)
         ranks: dict[str, Histogram] = {}
         for (rank, _), collected in parts.items():
             histogram = self._assemble(collected)
@@ -51,6 +57,8 @@ class HistogramReader:
                 ranks[rank] = histogram
         if not ranks:
             return None
+        if len(ranks) == 1:
+            return next(iter(ranks.values()))
         total = added(ranks.values())
         if not total.bounds and all(histogram.bounds for histogram in ranks.values()):
             self._note(IssueCode.BUCKETS_CHANGED, f"{self._name} has other buckets on other ranks: only means are known.")
@@ -81,14 +89,6 @@ class _Parts:
         self.buckets: dict[float, float] = {}
         self.sum: float | None = None
         self.count: float | None = None
-
-    def add(self, slot: Slot, value: float) -> None:
-        if slot.bound is not None:
-            self.buckets[slot.bound] = self.buckets.get(slot.bound, 0.0) + value
-        elif slot.part is Part.SUM:
-            self.sum = (self.sum or 0.0) + value
-        else:
-            self.count = (self.count or 0.0) + value
 
 
 def added(histograms: Iterable[Histogram]) -> Histogram:

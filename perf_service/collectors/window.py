@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final
 
 from perf_service.collectors.histograms import subtracted
-from perf_service.collectors.snapshot import derived_histograms
+from perf_service.collectors.reading import derived_histograms
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import (
     Counter,

@@ -93,15 +93,14 @@ def group_of(rule: int, spelling: int) -> int:
 
 
 class Slot:
-    """Where one series belongs. Made once per series by `Dialect.bind`."""
+    """Where one series belongs. Made once per series by `Dialect.bind`. `origin` is the rank and the process it comes from."""
 
-    __slots__ = ("bound", "group", "is_class", "part", "rank", "replica")
+    __slots__ = ("bound", "group", "is_class", "origin", "part")
 
     def __init__(self, rule: int, spelling: int, part: Part, rank: str, replica: str, is_class: bool, bound: float | None) -> None:
         self.group = group_of(rule, spelling)
         self.part = part
-        self.rank = rank
-        self.replica = replica
+        self.origin = (rank, replica)
         self.is_class = is_class
         self.bound = bound
 
