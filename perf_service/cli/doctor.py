@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "EngineChoice", "diagnose", "doctor"]
 
 DEFAULT_INTERVAL_SECONDS = 10.0
+_ID = "doctor"  # the instance, which has no id of its own here
 EngineChoice = Annotated[str, typer.Option("--engine", help="auto, vllm, sglang or tgi.")]
 
 
@@ -99,16 +100,15 @@ def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPag
 
 def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: EngineConfig) -> list[Snapshot]:
     """Typed snapshots of saved pages. CollectError where a page is of no engine, or of another than told."""
-    from perf_service.collectors.snapshot import snapshot_of
+    from perf_service.collectors.snapshot import SnapshotBuilder, require_engine, snapshot_of
 
-    snapshots: list[Snapshot] = []
-    for page in pages:
-        detected = engine or (snapshots[0].engine if snapshots else None)
-        snapshots.append(
-            snapshot_of(
-                page.body, "doctor", engine=detected, collected_at=page.collected_at, endpoint=page.name, config=config, strict=True
-            )
-        )
+    # One builder for all pages: its parser remembers the series of the earlier ones.
+    first = snapshot_of(pages[0].body, _ID, engine=engine, collected_at=pages[0].collected_at, endpoint=pages[0].name, config=config)
+    builder = SnapshotBuilder(first.engine)
+    rest = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages[1:]]
+    snapshots = [first, *rest]
+    for snapshot in snapshots:
+        require_engine(snapshot)
     return snapshots
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version as distribution_version
+from typing import Any
 
 import typer
 
@@ -52,11 +54,17 @@ def _options(
     """Options before the command."""
 
 
+@cache
+def _command() -> Any:
+    """The command tree; typer would build it anew at every call."""
+    return typer.main.get_command(app)
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """The command with these arguments (default: the process's own); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = app(args=arguments, prog_name="perf-service", standalone_mode=False)
+        code = _command().main(args=arguments, prog_name="perf-service", standalone_mode=False)
     except _UsageBase as error:
         complain(f"{error.format_message()} (see: perf-service --help)")  # type: ignore[attr-defined]
         return int(getattr(error, "exit_code", FAILED))
