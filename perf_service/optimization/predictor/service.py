@@ -22,7 +22,6 @@ class Request:
     computed: float  # prompt tokens to compute
     output: float
     output_cv: float
-    frontend: float = 0.0  # seconds of TTFT outside the engine core (parsing, tokenizing), one request at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +120,7 @@ def _solve(
     waits = users is not None and users - inside > 0.1 * users  # a queue in front of the engine spreads them out again
     bunch = 0.0 if waits else max(0.0, math.sqrt(inside) - 1.0)
     together = bunch * cost.per_token * computed if limits.token_budget >= 2 * computed else 0.0
-    frontend = request.frontend * (1.0 + (bunch if users is not None else 0.0))
-    ttft = queue + join + prefill + together + frontend
+    ttft = queue + join + prefill + together
     decode = decodes * seen
     e2e = ttft + decode
     spread = math.sqrt(math.log1p((request.output_cv * decode / e2e) ** 2)) if e2e > 0 else 0.0
@@ -137,7 +135,7 @@ def _solve(
         queue=queue,
         prefill=join + prefill + together,
         ttft=ttft,
-        ttft_p95=queue_p95 + join * 2 + prefill + 2 * together + 2 * frontend,
+        ttft_p95=queue_p95 + join * 2 + prefill + 2 * together,
         e2e=e2e,
         e2e_p50=e2e / math.sqrt(math.exp(spread**2)),
         e2e_p95=max(e2e / math.sqrt(math.exp(spread**2)) * math.exp(1.645 * spread), queue_p95 + prefill + decode),
