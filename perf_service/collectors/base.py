@@ -55,8 +55,12 @@ class BaseCollector:
 
     @property
     def client(self) -> httpx.AsyncClient | None:
-        """The HTTP client; None before the collector is entered and after it is closed."""
+        """The HTTP client; None before the collector is entered and after it is closed. Another one may be put in its place."""
         return self._fetcher.client if self._fetcher else None
+
+    @client.setter
+    def client(self, client: httpx.AsyncClient) -> None:
+        self._fetcher = Fetcher(self.timeout, client=client)
 
     async def __aenter__(self) -> Self:
         if self._fetcher is None:

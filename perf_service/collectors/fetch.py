@@ -84,7 +84,8 @@ def metrics_url(endpoint: str) -> str:
 class Fetcher:
     """Fetches pages over one `httpx.AsyncClient` with limits. An async context manager.
 
-    `timeout` is the total time in seconds for one page: connecting, waiting and reading.
+    `timeout` is the total time in seconds for one page: connecting, waiting and reading. A `client` of one's own (with a
+    proxy, a login, other certificates) takes the place of the guarded one; the limits of the network are then its own.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Fetcher:
         *,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         policy: NetworkPolicy | None = None,
+        client: httpx.AsyncClient | None = None,
     ) -> None:
         self.timeout = timeout
-        self.client = httpx.AsyncClient(
+        self.client = client or httpx.AsyncClient(
             transport=LimitedTransport(policy or NetworkPolicy(), max_body_bytes),
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
             follow_redirects=False,

@@ -57,6 +57,17 @@ async def test_both_spellings_and_bare_histograms_are_read() -> None:
     assert (snapshot.config.get("max_num_seqs"), snapshot.engine_version) == (4, "0.9")
 
 
+async def test_a_client_of_ones_own_is_used() -> None:
+    def serve(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text="vllm:num_requests_running 3\n", headers={"x-path": request.url.path})
+
+    collector = VLLMCollector()
+    collector.client = httpx.AsyncClient(transport=httpx.MockTransport(serve))
+    async with collector:
+        snapshot = await collector.collect("i", "https://h")
+    assert snapshot.gauges == {Gauge.RUNNING_REQUESTS: 3}
+
+
 @pytest.mark.parametrize("failure", [TimeoutError(), ConnectionError("refused"), httpx.ConnectError("x"), httpx.ReadError("x")])
 async def test_failures_raise(failure: Exception) -> None:
     kind = TimeoutError if isinstance(failure, TimeoutError) else ConnectionError

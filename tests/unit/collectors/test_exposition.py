@@ -142,6 +142,15 @@ def test_a_second_page_is_read_like_the_first(vllm_page: bytes) -> None:
     assert values(parser.parse(vllm_page)) == values(parser.parse(vllm_page))
 
 
+def test_a_known_series_may_come_back_wrong_or_twice() -> None:
+    parser = ExpositionParser()
+    parser.parse('a{b="c"} 1\n')
+    page = parser.parse('a{b="c"} x\na{b="c"} 2\na{b="c"} 3\n')
+    assert page.malformed_lines[0].number == 1
+    assert [value for _, _, value in page] == [2.0]
+    assert [repr(series) for series in page.duplicates] == ['a{b="c"}']
+
+
 def test_timestamps_do_not_stay_in_memory() -> None:
     parser = ExpositionParser()
     for stamp in range(1000):
