@@ -208,11 +208,14 @@ def _span_seconds(span: Sequence[Snapshot]) -> float:
 
 
 def _page_issues(snapshots: Sequence[Snapshot]) -> list[DataIssue]:
-    """What was wrong with the pages, each kind once."""
+    """What was wrong with the pages, each kind once. What the last page has was not missing, only not there yet."""
+    last = snapshots[-1]
+    present = {key.value for key in (*last.gauges, *last.counters, *last.histograms)}
     seen: dict[tuple[IssueCode, str], DataIssue] = {}
     for page in snapshots:
         for issue in page.quality.issues:
-            seen.setdefault((issue.code, issue.metric), issue)
+            if issue.code is not IssueCode.MISSING_METRIC or issue.metric not in present:
+                seen.setdefault((issue.code, issue.metric), issue)
     return list(seen.values())
 
 

@@ -189,6 +189,14 @@ def test_a_metric_that_appears_began_at_zero_and_one_that_vanishes_is_left_out()
     assert [issue.metric for issue in window.quality.issues if "not on the last" in issue.message] == ["preemptions"]
 
 
+def test_what_the_first_page_did_not_have_yet_is_not_missing() -> None:
+    empty = snapshot_of("vllm:num_requests_running 0\nvllm:prompt_tokens_total 0\n", "i", collected_at=1000.0)
+    window = window_between(empty, page(1110, tokens=2, done=10))
+    missing = {issue.metric for issue in window.quality.issues if issue.code is IssueCode.MISSING_METRIC}
+    assert "generation_tokens" not in missing
+    assert {"kv_cache_usage_ratio", "prompt_tokens"} <= missing
+
+
 def test_a_metric_after_a_cut_page_is_not_invented() -> None:
     cut = DataQuality((DataIssue(IssueCode.TRUNCATED, IssueLevel.WARNING, "cut"),))
     earlier = replace(page(1100, tokens=1), counters={Counter.PROMPT_TOKENS: 1.0}, histograms={}, quality=cut)
