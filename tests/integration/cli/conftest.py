@@ -67,12 +67,17 @@ def run(tmp_path: Path) -> Run:
     return call
 
 
-def event_line(process: "subprocess.Popen[str]", event: str) -> dict[str, Any]:
-    """The JSON line with this event on a process's stdout."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        found: dict[str, Any] = json.loads(line)
-        if found.get("event") == event:
-            return found
-    assert process.stderr is not None
-    raise AssertionError(f"ended without {event!r}: {process.stderr.read()}")
+@pytest.fixture
+def event_line() -> Callable[["subprocess.Popen[str]", str], dict[str, Any]]:
+    """The JSON line with an event on a process's stdout."""
+
+    def call(process: "subprocess.Popen[str]", event: str) -> dict[str, Any]:
+        assert process.stdout is not None
+        for line in process.stdout:
+            found: dict[str, Any] = json.loads(line)
+            if found.get("event") == event:
+                return found
+        assert process.stderr is not None
+        raise AssertionError(f"ended without {event!r}: {process.stderr.read()}")
+
+    return call

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perf_service.simulator.loadgen import run_load
 from perf_service.simulator.workload import Lengths, Workload
 
-from .conftest import Run, Start, event_line
-
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+EventLine = Callable[["subprocess.Popen[str]", str], dict[str, Any]]
 CAPTURES = Path(__file__).parents[2] / "fixtures" / "captures"
 
 # scenario -> (first cause or None, knob of the first change or None); causes are those of each folder's truth.txt.
@@ -37,7 +41,7 @@ def test_the_cause_and_the_change_of_real_captures(run: Run, scenario: str) -> N
     assert (causes[0] if causes else None, changes[0] if changes else None) == EXPECTED[scenario]
 
 
-def test_a_live_engine_is_scraped_twice(start: Start, run: Run) -> None:
+def test_a_live_engine_is_scraped_twice(start: Start, run: Run, event_line: EventLine) -> None:
     engine = start("simulate-engine", "--port", "0", "--max-num-seqs", "2", "--startup-seconds", "0")
     url = f"http://127.0.0.1:{event_line(engine, 'listening')['port']}"
     event_line(engine, "ready")
