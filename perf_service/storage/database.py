@@ -113,7 +113,10 @@ class Database:
                 with self.engine.connect().execution_options(writing=writing) as connection, connection.begin():
                     return work(connection)
             except IntegrityError:
-                raise
+                # Two transactions looked, saw nothing, and inserted: the loser's second look sees the winner's row. On SQLite writers
+                # take turns from their BEGIN on.
+                if self.is_sqlite or attempt > 1:
+                    raise
             except DBAPIError as error:
                 if sqlstate(error) in TRANSIENT_SQLSTATES - {"55P03"} and attempt < _ATTEMPTS:
                     continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, inspect, select, text
+from sqlalchemy import Connection, insert, inspect, select, text, update
 
 from perf_service.models.errors import ErrorReason, StoreError
 from perf_service.storage.database import Database
@@ -40,6 +40,8 @@ def _upgrade(connection: Connection, db: Database) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     found = stored_revision(connection)
     if found == REVISIONS[-1]:
+        # SQLite begins a "writing" transaction on a read-only file without complaint; a server that cannot write must not start.
+        connection.execute(update(alembic_version).values(version_num=found))
         return
     if found is not None and found not in REVISIONS:
         raise StoreError(

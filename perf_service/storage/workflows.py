@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgumentError, NotFoundError, WrongStateError
 from perf_service.models.workflow import Event, Workflow, WorkflowStatus
@@ -37,10 +36,17 @@ class WorkflowRepository:
         stored = replace(workflow, version=1, last_sequence=last, created_at=workflow.created_at or self._clock())
 
         def work(connection: Connection) -> Workflow:
+            # In this order: where the active workflow is seen, so is the request that started it.
+            active = connection.scalar(select(workflows.c.workflow_id).where(workflows.c.fleet_key == key, workflows.c.active))
             earlier = self._by_request(connection, workflow)
             if earlier is not None:
                 return earlier
-            self._refuse_second(connection, key)
+            if active is not None:
+                raise WrongStateError(
+                    ErrorReason.WORKFLOW_ACTIVE_ON_FLEET,
+                    f"{key!r} already has the active workflow {active!r}: wait for its end or abort it first",
+                    {"workflow_id": active, "fleet_id": key},
+                )
             connection.execute(
                 insert(workflows).values(
                     workflow_id=stored.workflow_id,
@@ -61,11 +67,7 @@ class WorkflowRepository:
             _insert_events(connection, events)
             return stored
 
-        try:
-            created = await self._db.write(work)
-        except IntegrityError:
-            # Another process won between our look and our insert: the second look finds it and says so.
-            created = await self._db.write(work)
+        created = await self._db.write(work)
         self._notifier.publish(created.workflow_id, created.last_sequence)
         return created
 
@@ -213,16 +215,6 @@ class WorkflowRepository:
                 {"request_id": request_id, "workflow_id": earlier.workflow_id},
             )
         return earlier
-
-    @staticmethod
-    def _refuse_second(connection: Connection, key: str) -> None:
-        active = connection.scalar(select(workflows.c.workflow_id).where(workflows.c.fleet_key == key, workflows.c.active))
-        if active is not None:
-            raise WrongStateError(
-                ErrorReason.WORKFLOW_ACTIVE_ON_FLEET,
-                f"{key!r} already has the active workflow {active!r}: wait for its end or abort it first",
-                {"workflow_id": active, "fleet_id": key},
-            )
 
 
 def check_gap_free(workflow_id: str, last_sequence: int, events: Sequence[Event]) -> int:
