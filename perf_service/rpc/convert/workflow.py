@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
 from perf_service.models.workflow import (
@@ -95,18 +93,13 @@ def event_from_proto(message: event_pb2.WorkflowEvent) -> Event:
 
 
 def request_of(spec: workflow_pb2.WorkflowSpec, *, request_id: str, requested_by: str) -> WorkflowRequest:
-    """What a caller asks for. Raises InvalidArgumentError where its parts contradict each other."""
+    """What a caller asks for. Raises InvalidArgumentError where its parts contradict each other; the manager checks the policy."""
     if not (spec.instance_id or spec.fleet_id or spec.plan_id):
         raise InvalidArgumentError("name an instance_id, a fleet_id or a plan_id to roll out to", field="workflow.fleet_id")
     if spec.instance_id and spec.fleet_id:
         raise InvalidArgumentError("name either an instance_id or a fleet_id, not both", field="workflow.instance_id")
     if spec.plan_id and spec.changes:
         raise InvalidArgumentError("name either a plan_id or changes, not both", field="workflow.changes")
-    shares = [stage.percent for stage in spec.policy.stages]
-    if any(later <= earlier for earlier, later in pairwise(shares)):
-        raise InvalidArgumentError(f"percent must grow from stage to stage, not {shares}", field="workflow.policy.stages")
-    if shares and shares[-1] != 100:
-        raise InvalidArgumentError(f"the last stage must have percent 100, not {shares[-1]:g}", field="workflow.policy.stages")
     if any(stage.exposure == workflow_pb2.EXPOSURE_KIND_TRAFFIC for stage in spec.policy.stages):
         text = "no target of this server can weight traffic; use EXPOSURE_KIND_REPLICAS"
         raise InvalidArgumentError(text, field="workflow.policy.stages")

@@ -53,7 +53,7 @@ class ScaledObjectRef(_message.Message):
     """Its namespace."""
     @_builtins.property
     def scalerMetadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Its trigger's metadata: `fleetId` (required) and `targetWaitingRequests` (waiting requests for each replica, default 4)."""
+        """Its trigger's metadata: `fleetId` (required)."""
 
     def __init__(
         self,

@@ -62,7 +62,8 @@ class ExternalScalerServicer(object):
     """
 
     def IsActive(self, request, context):
-        """Whether the workload should run at all.
+        """Whether the workload should run at all. Always, as long as the fleet is registered: a fleet without replicas cannot be measured, so the
+        service could never tell when to bring it back.
 
         Idempotent: reads only.
 
@@ -89,12 +90,13 @@ class ExternalScalerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetMetricSpec(self, request, context):
-        """Names the metric to scale by, and its target for each replica.
+        """Names the metric to scale by, and its target for each replica: `needed_replicas` with target 1, so that the workload gets the number
+        of replicas that the diagnosis asks for. Where a change of configuration is the cure, that is the present number.
 
         Idempotent: reads only.
 
         Errors:
-        - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata, and a number above 0 into `targetWaitingRequests`.
+        - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata.
         - FLEET_NOT_FOUND: correct `fleetId`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -34,7 +34,8 @@ class ExternalScalerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExternalScalerAsyncStub: ...
     IsActive: _grpc.UnaryUnaryMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.IsActiveResponse]
-    """Whether the workload should run at all.
+    """Whether the workload should run at all. Always, as long as the fleet is registered: a fleet without replicas cannot be measured, so the
+    service could never tell when to bring it back.
 
     Idempotent: reads only.
 
@@ -53,12 +54,13 @@ class ExternalScalerStub:
      - SHUTTING_DOWN: reconnect.
     """
     GetMetricSpec: _grpc.UnaryUnaryMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.GetMetricSpecResponse]
-    """Names the metric to scale by, and its target for each replica.
+    """Names the metric to scale by, and its target for each replica: `needed_replicas` with target 1, so that the workload gets the number
+    of replicas that the diagnosis asks for. Where a change of configuration is the cure, that is the present number.
 
     Idempotent: reads only.
 
     Errors:
-     - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata, and a number above 0 into `targetWaitingRequests`.
+     - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata.
      - FLEET_NOT_FOUND: correct `fleetId`.
     """
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_externalscaler_pb2.GetMetricsRequest, _externalscaler_pb2.GetMetricsResponse]
@@ -78,7 +80,8 @@ class ExternalScalerAsyncStub(ExternalScalerStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IsActive: _aio.UnaryUnaryMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.IsActiveResponse]  # type: ignore[assignment]
-    """Whether the workload should run at all.
+    """Whether the workload should run at all. Always, as long as the fleet is registered: a fleet without replicas cannot be measured, so the
+    service could never tell when to bring it back.
 
     Idempotent: reads only.
 
@@ -97,12 +100,13 @@ class ExternalScalerAsyncStub(ExternalScalerStub):
      - SHUTTING_DOWN: reconnect.
     """
     GetMetricSpec: _aio.UnaryUnaryMultiCallable[_externalscaler_pb2.ScaledObjectRef, _externalscaler_pb2.GetMetricSpecResponse]  # type: ignore[assignment]
-    """Names the metric to scale by, and its target for each replica.
+    """Names the metric to scale by, and its target for each replica: `needed_replicas` with target 1, so that the workload gets the number
+    of replicas that the diagnosis asks for. Where a change of configuration is the cure, that is the present number.
 
     Idempotent: reads only.
 
     Errors:
-     - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata, and a number above 0 into `targetWaitingRequests`.
+     - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata.
      - FLEET_NOT_FOUND: correct `fleetId`.
     """
     GetMetrics: _aio.UnaryUnaryMultiCallable[_externalscaler_pb2.GetMetricsRequest, _externalscaler_pb2.GetMetricsResponse]  # type: ignore[assignment]
@@ -125,7 +129,8 @@ class ExternalScalerServicer(metaclass=_abc_1.ABCMeta):
         request: _externalscaler_pb2.ScaledObjectRef,
         context: _ServicerContext,
     ) -> _typing.Union[_externalscaler_pb2.IsActiveResponse, _abc.Awaitable[_externalscaler_pb2.IsActiveResponse]]:
-        """Whether the workload should run at all.
+        """Whether the workload should run at all. Always, as long as the fleet is registered: a fleet without replicas cannot be measured, so the
+        service could never tell when to bring it back.
 
         Idempotent: reads only.
 
@@ -156,12 +161,13 @@ class ExternalScalerServicer(metaclass=_abc_1.ABCMeta):
         request: _externalscaler_pb2.ScaledObjectRef,
         context: _ServicerContext,
     ) -> _typing.Union[_externalscaler_pb2.GetMetricSpecResponse, _abc.Awaitable[_externalscaler_pb2.GetMetricSpecResponse]]:
-        """Names the metric to scale by, and its target for each replica.
+        """Names the metric to scale by, and its target for each replica: `needed_replicas` with target 1, so that the workload gets the number
+        of replicas that the diagnosis asks for. Where a change of configuration is the cure, that is the present number.
 
         Idempotent: reads only.
 
         Errors:
-         - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata, and a number above 0 into `targetWaitingRequests`.
+         - INVALID_ARGUMENT: put `fleetId` into the trigger's metadata.
          - FLEET_NOT_FOUND: correct `fleetId`.
         """
 

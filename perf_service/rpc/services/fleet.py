@@ -1,0 +1,110 @@
+"""FleetService."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from perf_service.collectors.fetch import metrics_url
+from perf_service.models.errors import ConflictError, ErrorReason
+from perf_service.models.fleet import Fleet, Instance
+from perf_service.rpc.context import Services
+from perf_service.rpc.convert.fleet import FLEET, INSTANCE
+from perf_service.rpc.convert.slo import targets_of
+from perf_service.rpc.masks import merged
+from perf_service.targets.registry import check_spec
+from perf_service.v1 import fleet_service_pb2 as pb
+from perf_service.v1 import fleet_service_pb2_grpc as pb_grpc
+
+_FLEET_OUTPUT: Final = frozenset({"fleet_id", "created_at", "updated_at", "etag"})
+_INSTANCE_OUTPUT: Final = frozenset({"instance_id", "created_at", "updated_at", "etag"})
+
+
+class FleetServicer(pb_grpc.FleetServiceServicer):
+    """Fleets and instances."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    async def CreateFleet(self, request: pb.CreateFleetRequest, context: Any) -> pb.CreateFleetResponse:
+        fleet = _checked(FLEET.from_proto(request.fleet), request.fleet)
+        now = self._s.clock()
+        fleet = replace(fleet, fleet_id=fleet.fleet_id or self._s.new_id("fleet"), created_at=now, updated_at=now, etag="")
+        return pb.CreateFleetResponse(fleet=FLEET.to_proto(await self._s.store.create_fleet(fleet)))
+
+    async def GetFleet(self, request: pb.GetFleetRequest, context: Any) -> pb.GetFleetResponse:
+        return pb.GetFleetResponse(fleet=FLEET.to_proto(await self._s.store.get_fleet(request.fleet_id)))
+
+    async def ListFleets(self, request: pb.ListFleetsRequest, context: Any) -> pb.ListFleetsResponse:
+        page = await self._s.store.list_fleets(page_size=request.page_size or 50, page_token=request.page_token)
+        return pb.ListFleetsResponse(fleets=map(FLEET.to_proto, page.items), next_page_token=page.next_page_token)
+
+    async def UpdateFleet(self, request: pb.UpdateFleetRequest, context: Any) -> pb.UpdateFleetResponse:
+        stored = await self._s.store.get_fleet(request.fleet.fleet_id)
+        message = merged(FLEET.to_proto(stored), request.fleet, request.update_mask, output_only=_FLEET_OUTPUT)
+        fleet = replace(_checked(FLEET.from_proto(message), message), updated_at=self._s.clock())
+        updated = await self._s.store.update_fleet(fleet, expect_etag=request.fleet.etag or stored.etag)
+        return pb.UpdateFleetResponse(fleet=FLEET.to_proto(updated))
+
+    async def DeleteFleet(self, request: pb.DeleteFleetRequest, context: Any) -> pb.DeleteFleetResponse:
+        _check_etag((await self._s.store.get_fleet(request.fleet_id)).etag, request.etag)
+        await self._s.store.delete_fleet(request.fleet_id)
+        return pb.DeleteFleetResponse()
+
+    async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
+        instance = await self._joined(INSTANCE.from_proto(request.instance))
+        now = self._s.clock()
+        named = instance.instance_id or self._s.new_id("inst")
+        stored = await self._s.store.create_instance(replace(instance, instance_id=named, created_at=now, updated_at=now, etag=""))
+        self._s.registered(stored)
+        return pb.RegisterInstanceResponse(instance=INSTANCE.to_proto(stored))
+
+    async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.GetInstanceResponse:
+        return pb.GetInstanceResponse(instance=INSTANCE.to_proto(await self._s.store.get_instance(request.instance_id)))
+
+    async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
+        page = await self._s.store.list_instances(
+            fleet_id=request.fleet_id or None, page_size=request.page_size or 50, page_token=request.page_token
+        )
+        return pb.ListInstancesResponse(instances=map(INSTANCE.to_proto, page.items), next_page_token=page.next_page_token)
+
+    async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.UpdateInstanceResponse:
+        stored = await self._s.store.get_instance(request.instance.instance_id)
+        message = merged(INSTANCE.to_proto(stored), request.instance, request.update_mask, output_only=_INSTANCE_OUTPUT)
+        instance = replace(await self._joined(INSTANCE.from_proto(message)), updated_at=self._s.clock())
+        updated = await self._s.store.update_instance(instance, expect_etag=request.instance.etag or stored.etag)
+        self._s.registered(updated)
+        return pb.UpdateInstanceResponse(instance=INSTANCE.to_proto(updated))
+
+    async def DeregisterInstance(self, request: pb.DeregisterInstanceRequest, context: Any) -> pb.DeregisterInstanceResponse:
+        _check_etag((await self._s.store.get_instance(request.instance_id)).etag, request.etag)
+        await self._s.store.delete_instance(request.instance_id)
+        self._s.deregistered(request.instance_id)
+        return pb.DeregisterInstanceResponse()
+
+    async def _joined(self, instance: Instance) -> Instance:
+        """Checks what a registration refers to. Raises ENDPOINT_INVALID, FLEET_NOT_FOUND, ENGINE_MISMATCH."""
+        metrics_url(instance.endpoint)
+        if instance.fleet_id:
+            fleet = await self._s.store.get_fleet(instance.fleet_id)
+            if fleet.engine is not instance.engine:
+                raise ConflictError(
+                    ErrorReason.ENGINE_MISMATCH,
+                    f"fleet {fleet.fleet_id!r} serves with {fleet.engine.value}, so an instance of {instance.engine.value} cannot join it",
+                    {"fleet_id": fleet.fleet_id, "expected": fleet.engine.value, "found": instance.engine.value},
+                )
+        return instance
+
+
+def _checked(fleet: Fleet, message: Any) -> Fleet:
+    """Raises TARGET_KIND_UNKNOWN, INVALID_ARGUMENT for a target option or an objective."""
+    targets_of(message.slo_targets, "fleet.slo_targets")
+    check_spec(fleet.target)
+    return fleet
+
+
+def _check_etag(stored: str, told: str) -> None:
+    if told and told != stored:
+        raise ConflictError(
+            ErrorReason.ETAG_MISMATCH, "it was changed since it was read; read it again", {"etag": stored, "expected_etag": told}
+        )
