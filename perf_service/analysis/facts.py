@@ -6,6 +6,7 @@ of requests in it (Little's law), known even from two pages whose gauges were re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,10 +32,11 @@ TOKEN_BUDGET_KNOBS: dict[Engine, tuple[str, ...]] = {
 class Pinning:
     """How constant the number of running requests was while others waited."""
 
-    share: float  # of the scrapes with waiting requests, those with running at its maximum
+    share: float  # of the scrapes with waiting requests, those with running at its maximum (or within 5 %)
     limit: float  # that maximum
     scrapes: int
     mean: float  # mean running at those scrapes
+    tightness: float = 0.0  # 0..1: how well the scatter below the maximum is that of requests that have just finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,25 +152,26 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     queue, prefill, decode, inference = _phases(window)
     prompt, computed, output, hit_ratio = _tokens(window, finished)
     running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
-    prefill_occupancy = _occupancy(window, Hist.PREFILL_SECONDS, busy) if window.engine is not Engine.TGI else None
+    ttft_count = window.count(Hist.TTFT_SECONDS)
+    prefill_occupancy = _occupancy(window, Hist.PREFILL_SECONDS, busy, ttft_count) if window.engine is not Engine.TGI else None
     running_occupancy = _occupancy(window, Hist.INFERENCE_SECONDS, busy)
     if running_occupancy is None and inference is not None and busy and finished:
         running_occupancy = inference * finished / busy
     if prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
-    pinning = _pinning(pages) if len(pages) > 2 else _pinning_of_stats(running, waiting)
+    pinning = _pinning(pages, output) if len(pages) > 2 else _pinning_of_stats(running, waiting)
     if prefill_occupancy is not None and pinning is not None and prefill and inference:
         # The gauges at scrapes with a queue know nothing of idle edges; their split by phase is the histograms'.
         prefill_occupancy = max(prefill_occupancy, pinning.mean * min(1.0, prefill / inference))
     budget_estimate = None
     if prefill_occupancy is not None and computed and window.replicas == 1:
-        budget_estimate = max(1.0, (prefill_occupancy - 1.0) * computed)
+        queued_share = _queued_share(running, waiting, _occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count))
+        budget_estimate = max(1.0, (prefill_occupancy / queued_share - 1.0) * computed)
     preemptions = window.delta(Counter.PREEMPTIONS)
     gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
     if preemptions is None and gauge is not None:
         preemptions = gauge.mean * gauge.samples
-    ttft_count = window.count(Hist.TTFT_SECONDS)
     return Facts(
         window=window,
         config=config,
@@ -186,7 +189,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         computed_tokens=computed,
         output_tokens=output,
         requests_per_second=finished / busy if busy and finished else None,
-        waiting_occupancy=_occupancy(window, Hist.QUEUE_SECONDS, busy),
+        waiting_occupancy=_occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count),
         prefill_occupancy=prefill_occupancy,
         running_occupancy=running_occupancy,
         waiting=waiting,
@@ -224,11 +227,12 @@ def _busy_seconds(window: Window, series: Sequence[Window]) -> float | None:
     return busy or window.duration_seconds
 
 
-def _occupancy(window: Window, hist: Hist, busy: float | None) -> float | None:
+def _occupancy(window: Window, hist: Hist, busy: float | None, begun: float = 0.0) -> float | None:
+    """Mean number of requests in a phase. vLLM books phases when a request ends: with `begun` those still decoding count too."""
     histogram = window.histograms.get(hist)
     if histogram is None or not busy or histogram.count <= 0:
         return None
-    return histogram.sum / busy
+    return histogram.sum / histogram.count * max(histogram.count, begun) / busy
 
 
 def _phases(window: Window) -> tuple[float | None, float | None, float | None, float | None]:
@@ -305,8 +309,20 @@ def _deferred_share(window: Window, waiting: GaugeStats | None) -> float | None:
     return min(1.0, ((deferred.mean if deferred else 0.0) + grammar_mean) / (waiting.mean + grammar_mean))
 
 
-def _pinning(pages: Sequence[Snapshot]) -> Pinning | None:
-    """Running at the scrapes where others waited: constant at a sequence limit, wandering at any other one."""
+def _queued_share(running: GaugeStats | None, waiting: GaugeStats | None, occupancy: float | None) -> float:
+    """Share of the busy time with a queue, when steps are full; at least a quarter."""
+    estimate = min(1.0, occupancy / 1.5) if occupancy is not None else 0.25
+    if running is not None and waiting is not None and waiting.samples >= 5 and running.nonzero_share > 0:
+        estimate = max(min(1.0, waiting.nonzero_share / running.nonzero_share), min(estimate, 0.5))
+    return max(0.25, estimate)
+
+
+def _pinning(pages: Sequence[Snapshot], output: float | None) -> Pinning | None:
+    """Running at the scrapes where others waited: constant at a sequence limit, wandering at any other one.
+
+    The gauge is written after a step, so those that finished in it are missing: `limit / output` of them on average. More
+    scatter than that (in standard errors) is wandering. The worst scrape of five or more is left out (ramp-up).
+    """
     seen = [
         (page.gauges[Gauge.RUNNING_REQUESTS], page.gauges[Gauge.WAITING_REQUESTS])
         for page in pages
@@ -316,10 +332,15 @@ def _pinning(pages: Sequence[Snapshot]) -> Pinning | None:
     if len(queued) < 2:
         return None
     limit = max(running for running, _ in seen)
-    # A finished request leaves its place for one step: up to one below the limit still counts where the limit is not tiny.
-    near = 0.0 if limit <= 4 else max(1.0, 0.04 * limit)
+    near = 0.05 * limit
     share = sum(limit - running <= near for running in queued) / len(queued)
-    return Pinning(share, limit, len(queued), sum(queued) / len(queued))
+    deficits = sorted(limit - running for running in queued)
+    if len(deficits) >= 5:
+        deficits.pop()
+    expected = limit / max(output or 100.0, 1.0) + 0.5 * near
+    error = math.sqrt(max(expected, 0.05) / len(deficits))
+    excess = (sum(deficits) / len(deficits) - expected) / error
+    return Pinning(share, limit, len(queued), sum(queued) / len(queued), 1.0 - min(1.0, max(0.0, (excess - 1.0) / 2.0)))
 
 
 def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> Pinning | None:
@@ -328,4 +349,5 @@ def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) ->
     active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
     constant = running.min == running.max or active >= 0.97 * running.max
     wandering = active < 0.85 * running.max
-    return Pinning(1.0 if constant else 0.0 if wandering else 0.6, running.max, running.samples, active)
+    share = 1.0 if constant else 0.0 if wandering else 0.6
+    return Pinning(share, running.max, running.samples, active, share)

@@ -10,12 +10,20 @@ from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Hist
 
 
+FIXED_COST_TOKENS = 100.0
+"""A step's fixed cost in prompt tokens of the same cost: 40 (small model, CPU) to some hundreds (8B model, H100)."""
+
+
 def interference_share(facts: Facts) -> float:
-    """Share of the time per output token that is prefill steps of others: what the mean exceeds the median by, for prompt-heavy work."""
-    middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
-    if facts.itl is None or middle is None or facts.itl <= 0 or facts.prompt_share is None:
+    """Share of the time per output token that goes to other requests' prefill in the same steps.
+
+    In balance a step carries `running x prompt / output` prompt tokens beside its `running` decodes.
+    """
+    prompt, output, running = facts.computed_tokens, facts.output_tokens, facts.running_mean
+    if prompt is None or not output or running is None or running <= 0:
         return 0.0
-    return max(0.0, 1.0 - middle.value / facts.itl) * ramp(facts.prompt_share, 0.3, 0.9)
+    carried = running * prompt / output
+    return carried / (carried + running + FIXED_COST_TOKENS)
 
 
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
@@ -55,8 +63,10 @@ def _interference(facts: Facts) -> float:
         return 0.0
     if facts.token_budget is not None and facts.token_budget <= 512:
         return 0.0
+    objective = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
     spread = ramp(tail.value / middle.value, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
-    heavy = ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8) * ramp(facts.prompt_tokens, 256, 1024)
+    slow = 1.0 - ramp(middle.value, objective, 2.0 * objective)  # the usual token is slow too: not spikes
+    heavy = slow * ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8) * ramp(facts.prompt_tokens, 256, 1024)
     return spread * heavy
 
 

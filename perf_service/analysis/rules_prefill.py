@@ -14,7 +14,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of a long prefill phase with their weights."""
     small = _chunking(facts)
     tail = _prompt_tail(facts)
-    compute = 0.3 + 0.3 * (1.0 - small)
+    compute = 0.1 + 0.5 * (1.0 - small)
     return tuple(
         candidate
         for candidate in (
@@ -47,7 +47,7 @@ def _chunking(facts: Facts) -> float:
         return 0.0
     if budget is not None:
         steps = prompt / budget
-        return rules_queue.budget_smallness(facts) * ramp(steps, 1.0, t.CHUNKS_MANY.value)
+        return rules_queue.budget_smallness(facts) * ramp(steps, 1.0, 0.75 * t.CHUNKS_MANY.value)
     ceiling = rules_queue.chunk_ceiling(facts)
     if ceiling is None:
         return 0.05
@@ -75,7 +75,10 @@ def prefix_off(facts: Facts) -> Candidate:
     if facts.prefix_caching is False and prompt is not None and prompt >= t.PREFIX_MIN_BLOCKS.value * block:
         whole = facts.e2e or facts.ttft
         share = facts.prefill / whole if facts.prefill is not None and whole else None
-        weight = 1.5 * (ramp(share, 0.3 * t.PREFIX_PREFILL_SHARE_MIN.value, t.PREFIX_PREFILL_SHARE_MIN.value) if share is not None else 0.4)
+        first = facts.prefill / facts.ttft if facts.prefill is not None and facts.ttft else None
+        weight = 1.2 * (ramp(first, 0.5 * t.PREFILL_SHARE_MIN.value, t.PREFILL_SHARE_MIN.value) if first is not None else 0.4)
+        if rules_queue.significant(facts):
+            weight = 1.2  # the prompts before it are what a request waits for
         evidence = compact(
             (
                 fact(facts, "enable_prefix_caching", "config", 0.0, "Prefix caching is off in the engine's configuration."),

@@ -78,6 +78,8 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     decodes_fill = facts.token_budget is not None and (facts.running_mean or 0.0) >= 0.85 * facts.token_budget
     budget = max(saturation * small, 0.9 * small if decodes_fill else 0.0) * open_share
     prefill = saturation * (1.0 - small) * open_share
+    if facts.token_budget is None:
+        budget *= 1.0 - 0.8 * _held_beside_prefill(facts)
     found = [
         Candidate(Cause.KV_EXHAUSTED, kv * (1.0 - 0.95 * deferred), kv_evidence(facts), kv_verdict(facts)),
         Candidate(Cause.BATCH_LIMIT, batch, batch_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
@@ -176,11 +178,7 @@ def prefill_saturation(facts: Facts) -> float:
         # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
-    value = ramp(occupancy, 0.7, t.PREFILL_SATURATED.value)
-    if running and running > 1.5:
-        # Many in decode beside the one in prefill: a sequence limit explains the wait as well.
-        value *= 0.4 + 0.6 * ramp(occupancy / running, 0.1, 0.4)
-    return value
+    return ramp(occupancy, 0.7, t.PREFILL_SATURATED.value)
 
 
 def budget_smallness(facts: Facts) -> float:
@@ -285,10 +283,10 @@ def batch_weight(facts: Facts, saturation: float) -> float:
         if top < 0.9 * limit:
             return 0.01
         # At the limit is one thing, being there whenever others wait another.
-        held = ramp(pinning.share, 0.4, 0.9) if pinning is not None else ramp(running if running is not None else top, 0.6 * limit, 0.9 * limit)
+        held = pinning.tightness if pinning is not None else ramp(running if running is not None else top, 0.6 * limit, 0.9 * limit)
         return 0.05 + 0.85 * held * (1.0 - 0.8 * saturation * float(limit > 4))
     if pinning is not None:
-        base = 0.1 + 0.8 * ramp(pinning.share, 0.3, 0.8)
+        base = 0.1 + 0.8 * pinning.tightness
     elif facts.prefill_occupancy is not None or facts.kv_peak is not None:
         base = 0.6  # the other reasons are excluded or not by their own traces
     else:
@@ -296,9 +294,19 @@ def batch_weight(facts: Facts, saturation: float) -> float:
     occupancy = facts.prefill_occupancy
     if occupancy is None:
         return base * (1.0 - 0.5 * saturation)
-    # Requests that wait for a place behind decoding ones are not in prefill themselves.
+    # Behind a sequence limit the number in prefill may be anything up to the limit; a binding token budget keeps it at one and
+    # a bit. Finding it there is the budget's trace, the more so the larger its share of what runs.
     in_prefill = min(1.0, occupancy / running) if running else 0.0
-    return base * (1.0 - 0.9 * saturation * ramp(in_prefill, 0.2, 0.7))
+    return base * (1.0 - saturation * (0.6 + 0.35 * ramp(in_prefill, 0.2, 0.7)))
+
+
+def _held_beside_prefill(facts: Facts) -> float:
+    """How clearly running is held at a number that prefill alone does not explain: a token budget would let it wander."""
+    pinning, occupancy = facts.pinning, facts.prefill_occupancy
+    if pinning is None or occupancy is None or pinning.limit < 2:
+        return 0.0
+    in_prefill = min(1.0, occupancy / pinning.limit)
+    return pinning.tightness * ramp(pinning.scrapes, 3, 8) * (1.0 - ramp(in_prefill, 0.2, 0.5))
 
 
 def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
@@ -329,7 +337,7 @@ def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
                 threshold=0.8,
                 unit="ratio",
                 samples=pinning.scrapes,
-                against=pinning.share < 0.5,
+                against=pinning.tightness < 0.5,
             )
             if pinning is not None
             else None,
