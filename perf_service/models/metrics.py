@@ -40,6 +40,7 @@ class Gauge(StrEnum):
     ENGINE_AWAKE = "engine_awake"
     STARTUP_AVAILABLE_GPU_MEMORY_BYTES = "startup_available_gpu_memory_bytes"
     RESIDENT_MEMORY_BYTES = "resident_memory_bytes"
+    OPEN_FILE_DESCRIPTORS = "open_file_descriptors"  # of the API process: grows while clients wait on a hung engine
 
 
 class Counter(StrEnum):

@@ -42,6 +42,7 @@ _GAUGES: Final = (
         scale=_GIB,
     ),
     Rule(Gauge.RESIDENT_MEMORY_BYTES, ("process_resident_memory_bytes",), foreign=True),
+    Rule(Gauge.OPEN_FILE_DESCRIPTORS, ("process_open_fds",), foreign=True),
 )
 
 _COUNTERS: Final = (

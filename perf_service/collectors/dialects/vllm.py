@@ -34,6 +34,7 @@ _GAUGES: Final = (
     Rule(Gauge.GENERATION_TOKENS_PER_SECOND, ("vllm:avg_generation_throughput_toks_per_s",)),
     Rule(Gauge.ENGINE_AWAKE, ("vllm:engine_sleep_state",), where=(having("sleep_state", "awake"),), merge=Merge.MIN),
     Rule(Gauge.RESIDENT_MEMORY_BYTES, ("process_resident_memory_bytes",), foreign=True),
+    Rule(Gauge.OPEN_FILE_DESCRIPTORS, ("process_open_fds",), foreign=True),
 )
 
 _COUNTERS: Final = (

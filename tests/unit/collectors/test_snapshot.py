@@ -85,7 +85,7 @@ def test_a_body_without_known_metrics_says_so(body: str | bytes) -> None:
 def test_a_page_of_another_engine_is_named(vllm_page: bytes) -> None:
     snapshot = snapshot_of(vllm_page, "i", engine=Engine.SGLANG)
     assert "one of vllm, not of sglang" in issue_of(snapshot, IssueCode.ENGINE_MISMATCH)
-    assert snapshot.gauges.keys() <= {Gauge.RESIDENT_MEMORY_BYTES}
+    assert snapshot.gauges.keys() <= {Gauge.RESIDENT_MEMORY_BYTES, Gauge.OPEN_FILE_DESCRIPTORS}
     with pytest.raises(CollectError, match="set the instance's engine to vllm") as error:
         snapshot_of(vllm_page, "i", engine=Engine.TGI, strict=True)
     assert error.value.reason is ErrorReason.ENGINE_MISMATCH
