@@ -26,6 +26,11 @@ FILE_VARIABLE = "PERF_SERVICE_SETTINGS_FILE"
 _SECRET = {"secret": True}
 
 
+def _split(value: Any) -> Any:
+    """Lists are told with commas."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that an operator may set on the server."""
@@ -67,13 +72,13 @@ class Settings:
     allowed_networks: Annotated[
         tuple[str, ...],
         NoDecode,
-        BeforeValidator(lambda v: _split(v)),
+        BeforeValidator(_split),
         Field(description="Networks (CIDR) that may be scraped. Empty: all that are not denied."),
     ] = ()
     denied_networks: Annotated[
         tuple[str, ...] | None,
         NoDecode,
-        BeforeValidator(lambda v: _split(v)),
+        BeforeValidator(_split),
         Field(description="Networks (CIDR) that are never scraped. Unset: link-local ones."),
     ] = None
     retention_hours: Annotated[float, Field(gt=0, description="How long snapshots are kept.")] = 14 * 24.0
@@ -144,7 +149,8 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
 
 def _load(kind: type[S], file: dict[str, Any], overrides: dict[str, Any]) -> S:
     hints = get_type_hints(kind, include_extras=True)
-    model: Any = create_model(kind.__name__, __base__=_reader(file), **{f.name: (hints[f.name], f.default) for f in fields(kind)})
+    shape: dict[str, Any] = {field.name: (hints[field.name], field.default) for field in fields(kind)}
+    model: Any = create_model(kind.__name__, __base__=_reader(file), **shape)
     try:
         loaded = model(**overrides)
     except ValidationError as error:
@@ -159,15 +165,12 @@ def _reader(file: Mapping[str, Any]) -> type[BaseSettings]:
         model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
         @classmethod
-        def settings_customise_sources(cls, settings_cls: type[BaseSettings], **sources: Any) -> tuple[Any, ...]:
-            return sources["init_settings"], sources["env_settings"], InitSettingsSource(settings_cls, dict(file))
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, dotenv_settings: Any, file_secret_settings: Any
+        ) -> tuple[Any, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, dict(file))
 
     return Reader
-
-
-def _split(value: Any) -> Any:
-    """Lists are told with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 def _field_infos(kind: type[Any]) -> dict[str, Any]:

@@ -45,7 +45,16 @@ class Validation(Interceptor):
             raise ValidationError([(_path(v.proto.field), _text(v.proto)) for v in violations])
 
 
+# Rules whose own text is for programmers.
+_TEXTS = {
+    "string.pattern": "must consist of letters, digits and . _ : - and begin and end with a letter or digit (a knob: lower case and _)",
+    "enum.not_in": "must be set",
+}
+
+
 def _text(violation: Any) -> str:
+    if text := _TEXTS.get(violation.rule_id):
+        return text
     return str(violation.message or violation.rule_id)
 
 

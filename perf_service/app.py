@@ -1,0 +1,272 @@
+"""The only wiring: store, scraper, use cases, rollouts and server, from settings to something that runs.
+
+app = build_app(load_settings(port=0))
+await app.start()
+... app.port ...
+await app.stop()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from perf_service.collectors.fetch import Fetcher
+from perf_service.collectors.scheduler import ScrapeScheduler
+from perf_service.collectors.source import DirectScrape
+from perf_service.collectors.transport import NetworkPolicy
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError
+from perf_service.models.fleet import Instance
+from perf_service.models.metrics import Snapshot
+from perf_service.rpc.context import ServerLimits, Services, SettingView
+from perf_service.rpc.server import RpcServer, ServerOptions, check_bind
+from perf_service.settings import Settings, describe
+from perf_service.storage.ports import Store
+from perf_service.storage.store import SqlStore, random_id
+from perf_service.targets.registry import TargetPool
+from perf_service.workflows.manager import WorkflowManager
+from perf_service.workflows.pipeline import Pipeline
+
+_log = structlog.get_logger("perf_service.app")
+_HOUSEKEEPING_SECONDS = 600.0
+_REQUESTS_KEPT_SECONDS = 86_400.0
+"""A client that retries after a day has lost its connection to more than us."""
+_RESTART_SECONDS = 1.0
+
+
+class WallClock:
+    """Time as the scheduler sees it."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Unix seconds."""
+        return time.time()
+
+
+def build_app(settings: Settings) -> App:
+    """Everything that does not need a running event loop: a wrong setting fails here, before anything is started.
+
+    Raises InvalidArgumentError SETTINGS_INVALID, StoreError.
+    """
+    configure_logging(settings)
+    check_bind(server_options(settings))
+    try:
+        policy = NetworkPolicy.of(settings.denied_networks, settings.allowed_networks)
+    except ValueError as error:
+        raise InvalidArgumentError(
+            f"PERF_SERVICE_ALLOWED_NETWORKS and PERF_SERVICE_DENIED_NETWORKS take networks such as 10.0.0.0/8: {error}",
+            field="allowed_networks",
+            reason=ErrorReason.SETTINGS_INVALID,
+        ) from error
+    return App(settings, SqlStore.open(settings.database_url), policy)
+
+
+class App:
+    """A service that can be started and stopped once. One owner of every background task."""
+
+    def __init__(self, settings: Settings, store: Store, policy: NetworkPolicy) -> None:
+        self.settings = settings
+        self.store = store
+        self.registry = CollectorRegistry()
+        self._policy = policy
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: RpcServer | None = None
+        self._stopped = False
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on. Raises RuntimeError before `start`."""
+        if self._server is None:
+            raise RuntimeError("the app has not been started")
+        return self._server.port
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for a client on this machine."""
+        host = self.settings.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Scrape, drive rollouts (those that a restart interrupted first) and serve. Nothing is left behind where a step fails."""
+        settings = self.settings
+        self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
+        source = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
+        self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time)
+        self.pipeline = Pipeline(self.store, source=source, clock=time.time, new_id=random_id)
+        self.manager = WorkflowManager(
+            self.store, pipeline=self.pipeline, targets=self._targets, clock=time.time, lease_ttl_seconds=settings.lease_seconds
+        )
+        self.scheduler = ScrapeScheduler(
+            source,
+            self._keep,
+            self._failed,
+            clock=WallClock(),
+            rng=random.Random(),  # noqa: S311 (jitter)
+            concurrency=settings.scrape_concurrency,
+        )
+        try:
+            self._server = RpcServer(self._services(), server_options(settings), registry=self.registry)
+            if settings.scrape:
+                await self._adopt_instances()
+                self._spawn("scrape", self.scheduler.run)
+            self._spawn("rollouts", self.manager.run)
+            self._spawn("housekeeping", self._keep_house)
+            if settings.metrics_port is not None:
+                self._metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=self.registry)
+            await self._server.start()
+        except BaseException:
+            await self.stop(0)
+            raise
+        _log.info("serving", host=settings.host, port=self.port)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Go down in order: take nothing new on, end streams, finish calls, give the rollouts' leases back, close the store.
+
+        Engines keep running, and what was begun at a target goes on there. May be called twice.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._server is not None:
+            await self._server.stop(self.settings.drain_seconds if grace is None else grace)
+        await self.manager.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        metrics_server: Any = getattr(self, "_metrics_server", None)
+        if metrics_server is not None:
+            metrics_server.shutdown()
+            metrics_server.server_close()
+        await self._targets.close()
+        await self._fetcher.aclose()
+        await self.store.close()
+        _log.info("stopped")
+
+    async def wait(self) -> None:
+        """Until the server has been stopped."""
+        if self._server is not None:
+            await self._server.wait()
+
+    def _services(self) -> Services:
+        settings = self.settings
+        return Services(
+            store=self.store,
+            pipeline=self.pipeline,
+            manager=self.manager,
+            clock=time.time,
+            new_id=random_id,
+            registered=self.scheduler.add,
+            deregistered=self.scheduler.remove,
+            limits=ServerLimits(
+                max_message_bytes=settings.max_message_bytes,
+                max_page_bytes=settings.max_page_bytes,
+                max_concurrent_calls=settings.max_concurrent_calls,
+                max_concurrent_streams=settings.max_concurrent_streams,
+            ),
+            heartbeat_seconds=settings.heartbeat_seconds,
+            watch_poll_seconds=settings.watch_poll_seconds,
+            settings=[SettingView(**row) for row in describe(settings)],
+            features=_features(settings),
+            started_at=time.time(),
+            server_id=random_id("server"),
+        )
+
+    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run for as long as the app does. A defect is logged and the work begun anew: the others must go on."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await work()
+                    return
+                except Exception as error:
+                    _log.error("background work failed; begun anew", work=name, exc_info=error)
+                    await asyncio.sleep(_RESTART_SECONDS)
+
+        self._tasks.append(asyncio.create_task(forever(), name=name))
+
+    async def _adopt_instances(self) -> None:
+        token = ""
+        while True:
+            page = await self.store.list_instances(page_size=500, page_token=token)
+            for instance in page.items:
+                self.scheduler.add(instance)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
+        await self.store.add_snapshot(replace(snapshot, snapshot_id=random_id("snap")))
+
+    async def _failed(self, instance: Instance, error: CollectError) -> None:
+        _log.warning("scrape failed", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
+
+    async def _keep_house(self) -> None:
+        while True:
+            now = time.time()
+            try:
+                await self.store.prune_snapshots(before=now - self.settings.retention_hours * 3600)
+                await self.store.prune_requests(before=now - _REQUESTS_KEPT_SECONDS)
+            except PerfServiceError as error:
+                _log.warning("housekeeping failed", reason=error.reason.value, error=error.message)
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """How the server is reached."""
+    return ServerOptions(
+        host=settings.host,
+        port=settings.port,
+        token=settings.token,
+        tls_cert_file=settings.tls_cert_file,
+        tls_key_file=settings.tls_key_file,
+        tls_client_ca_file=settings.tls_client_ca_file,
+        allow_insecure_bind=settings.allow_insecure_bind,
+        reflection=settings.reflection,
+        admin_port=settings.admin_port,
+    )
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line for each event, on standard error, with what was bound to the call."""
+    level = getattr(logging, settings.log_level.upper())
+    # Libraries (migrations, HTTP) tell every step at INFO, which is nobody's concern here.
+    logging.basicConfig(level=max(level, logging.WARNING), format="%(levelname)s %(name)s %(message)s")
+    renderer: Any = structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _features(settings: Settings) -> list[str]:
+    switched = {
+        "tls": settings.tls_cert_file is not None,
+        "client_certificates": settings.tls_client_ca_file is not None,
+        "token": bool(settings.token),
+        "reflection": settings.reflection,
+        "background_scrape": settings.scrape,
+        "metrics": settings.metrics_port is not None,
+        "channelz": settings.admin_port is not None,
+    }
+    return [name for name, is_on in switched.items() if is_on]
