@@ -31,7 +31,15 @@ FIXES: dict[Cause, dict[str, object]] = {
     Cause.PREFIX_CACHE_OFF: {"enable_prefix_caching": True},
 }
 NO_FLAG = "no flag"
-ACCEPTED_WITHOUT_FLAG = {None, Cause.PREFILL_COMPUTE, Cause.DECODE_BOUND, Cause.OVERLOAD, Cause.CPU_OVERHEAD, Cause.UNKNOWN, Cause.UNDER_USE}
+ACCEPTED_WITHOUT_FLAG = {
+    None,
+    Cause.PREFILL_COMPUTE,
+    Cause.DECODE_BOUND,
+    Cause.OVERLOAD,
+    Cause.CPU_OVERHEAD,
+    Cause.UNKNOWN,
+    Cause.UNDER_USE,
+}
 
 
 @dataclass(frozen=True)
@@ -62,23 +70,42 @@ def draw(seed: int) -> Situation:
     elif planted == "budget":
         budget = rng.choice((16, 32, 48, 64, 96, 128, 256))
         flags = replace(flags, max_num_batched_tokens=budget, max_num_seqs=min(budget, rng.choice((16, 64, 128))))
-        load = replace(load, prompt=Lengths.lognormal(rng.uniform(300, 2000), 0.4, 16, 4000), output=Lengths.lognormal(rng.uniform(1, 60), 0.4, 1, 300))
+        load = replace(
+            load, prompt=Lengths.lognormal(rng.uniform(300, 2000), 0.4, 16, 4000), output=Lengths.lognormal(rng.uniform(1, 60), 0.4, 1, 300)
+        )
     elif planted == "kv":
         flags = replace(flags, num_gpu_blocks_override=rng.choice((520, 600, 800)))
-        load = replace(load, prompt=Lengths.lognormal(rng.uniform(300, 1500), 0.4, 16, 4000), output=Lengths.lognormal(rng.uniform(100, 300), 0.4, 1, 1000), concurrency=rng.choice((16, 32, 64)))
+        load = replace(
+            load,
+            prompt=Lengths.lognormal(rng.uniform(300, 1500), 0.4, 16, 4000),
+            output=Lengths.lognormal(rng.uniform(100, 300), 0.4, 1, 1000),
+            concurrency=rng.choice((16, 32, 64)),
+        )
     elif planted == "prefix":
         flags = replace(flags, enable_prefix_caching=False)
         shared = rng.choice((512, 1024, 2048))
-        load = replace(load, prompt=Lengths.uniform(shared + 20, shared + 200), output=Lengths.lognormal(rng.uniform(4, 60), 0.4, 1, 300), shared_prefix_tokens=shared, concurrency=rng.choice((4, 8, 16)))
+        load = replace(
+            load,
+            prompt=Lengths.uniform(shared + 20, shared + 200),
+            output=Lengths.lognormal(rng.uniform(4, 60), 0.4, 1, 300),
+            shared_prefix_tokens=shared,
+            concurrency=rng.choice((4, 8, 16)),
+        )
     elif planted == "healthy":
         service = base * 30 + times.per_prefill_token * 300
-        load = Workload(Lengths.lognormal(100, 0.5, 8, 1000), Lengths.lognormal(60, 0.5, 1, 300), rate=rng.uniform(0.3, 1.5) / service * 0.5)
-        times = replace(times, base=min(base, 0.02), per_seq=min(times.per_seq, 0.0003), per_prefill_token=min(times.per_prefill_token, 0.0001))
+        load = Workload(
+            Lengths.lognormal(100, 0.5, 8, 1000), Lengths.lognormal(60, 0.5, 1, 300), rate=rng.uniform(0.3, 1.5) / service * 0.5
+        )
+        times = replace(
+            times, base=min(base, 0.02), per_seq=min(times.per_seq, 0.0003), per_prefill_token=min(times.per_prefill_token, 0.0001)
+        )
     elif planted == "decode":
         times = replace(times, per_seq=base * rng.uniform(0.05, 0.15))
         load = replace(load, prompt=Lengths.uniform(8, 64), output=Lengths.lognormal(200, 0.3, 20, 800), concurrency=rng.choice((48, 96)))
     else:
-        load = replace(load, prompt=Lengths.lognormal(1500, 0.3, 100, 4000), output=Lengths.uniform(1, 8), concurrency=rng.choice((4, 8, 16)))
+        load = replace(
+            load, prompt=Lengths.lognormal(1500, 0.3, 100, 4000), output=Lengths.uniform(1, 8), concurrency=rng.choice((4, 8, 16))
+        )
     return Situation(seed, planted, flags, times, load, rng.choice((20.0, 40.0)))
 
 
@@ -146,9 +173,21 @@ def main() -> None:
                 alarms += any(b.severity in (Severity.HIGH, Severity.CRITICAL) for b in analysis.bottlenecks)
             if options.verbose and not ok:
                 w = analysis.window
+                rounded = {k: round(v, 2) for k, v in gains.items()}
                 belief = {k.value: round(v, 2) for k, v in analysis.cause_confidences.items()}
-                print(f"{s.seed} args={with_args} planted={s.planted} truth={truth} got={cause} gains={ {k: round(v, 2) for k, v in gains.items()} } {belief}")
-                print("   ", s.flags.max_num_seqs, s.flags.max_num_batched_tokens, s.flags.num_gpu_blocks_override, s.times, s.workload.concurrency, s.workload.prompt, s.workload.output, s.duration, w and w.scrapes)
+                print(f"{s.seed} args={with_args} planted={s.planted} truth={truth} got={cause} {rounded} {belief}")
+                print(
+                    "   ",
+                    s.flags.max_num_seqs,
+                    s.flags.max_num_batched_tokens,
+                    s.flags.num_gpu_blocks_override,
+                    s.times,
+                    s.workload.concurrency,
+                    s.workload.prompt,
+                    s.workload.output,
+                    s.duration,
+                    w and w.scrapes,
+                )
                 if analysis.root_cause:
                     print("    ", analysis.root_cause.description)
         if sys.stderr.isatty():

@@ -19,7 +19,12 @@ def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
         if facts.ttft and (facts.queue is not None or facts.prefill is not None):
             own = own_prefill_share(facts)
             prefill = facts.prefill or 0.0
-            parts = {QUEUE: facts.queue or 0.0, PREFILL: own * prefill, DECODE: (1.0 - own) * prefill, PRESCHEDULE: facts.preschedule or 0.0}
+            parts = {
+                QUEUE: facts.queue or 0.0,
+                PREFILL: own * prefill,
+                DECODE: (1.0 - own) * prefill,
+                PRESCHEDULE: facts.preschedule or 0.0,
+            }
     elif hist is Hist.E2E_SECONDS:
         interference = rules_decode.interference_share(facts)
         if facts.decode is not None or facts.queue is not None or facts.prefill is not None:

@@ -44,9 +44,7 @@ class Detection:
     confidences: Mapping[Cause, float]
 
 
-def detect(
-    facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapping[Gauge, GaugeStats]] | None = None
-) -> Detection:
+def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapping[Gauge, GaugeStats]] | None = None) -> Detection:
     """Findings of one window. `loads`: gauges by replica or rank, for imbalance."""
     hang = rules_events.hang(facts)
     if hang is not None:
@@ -125,7 +123,9 @@ def _queue_unjudged(facts: Facts, statuses: Sequence[SLOStatus]) -> bool:
     hists = (Hist.TTFT_SECONDS, Hist.E2E_SECONDS, Hist.QUEUE_SECONDS)
     judged = any(s.target.histogram in hists and s.state is not SLOState.NOT_MEASURED for s in statuses)
     # Queue times and TTFT are booked late: a gauge far above what runs speaks for itself.
-    growing = facts.waiting is not None and facts.waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, 2.0 * (facts.running_mean or 0.0))
+    growing = facts.waiting is not None and facts.waiting.mean >= max(
+        t.WAITING_GAUGE_SINGLE_MIN.value, facts.running.mean if facts.running else 0.0
+    )
     return not judged or growing
 
 
@@ -136,14 +136,16 @@ def _queue_candidates(facts: Facts) -> tuple[Candidate, ...]:
     if compute is not None:
         off = rules_prefill.prefix_off(facts)
         if off.weight > 0:
-            found.append(replace(off, weight=off.weight * compute.weight))
+            found.append(replace(off, weight=1.25 * off.weight * compute.weight))
     overload = _overload(facts)
     if overload > 0:
         found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
         limit = next((c for c in rules_queue.candidates(facts) if c.cause is Cause.BATCH_LIMIT), None)
         if limit is not None:
             evidence = (*limit.evidence, *rules_decode.decode_evidence(facts)[:1])
-            found.append(Candidate(Cause.OVERLOAD, limit.weight * overload, evidence, Verdict.SCALE, "time per token with fewer running requests"))
+            found.append(
+                Candidate(Cause.OVERLOAD, limit.weight * overload, evidence, Verdict.SCALE, "time per token with fewer running requests")
+            )
     return tuple(found)
 
 
@@ -271,7 +273,13 @@ def _symptoms(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bo
     seen: set[Hist] = set()
     for status in sorted(statuses, key=lambda s: -severity.of_status(s).rank if s.state is SLOState.MISSED else 0):
         hist = status.target.histogram
-        if status.state is not SLOState.MISSED or hist is None or hist in seen or status.metric_name in told or status.current_value is None:
+        if (
+            status.state is not SLOState.MISSED
+            or hist is None
+            or hist in seen
+            or status.metric_name in told
+            or status.current_value is None
+        ):
             continue
         seen.add(hist)
         cause = next((f.cause for f in findings if _explains(f, hist, facts)), None)
@@ -307,7 +315,7 @@ def _explains(finding: Bottleneck, hist: Hist, facts: Facts) -> bool:
 def _client_limited(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Bottleneck]:
     """Throughput below its objective while nothing waits: the clients do not ask for more."""
     status = next(s for s in statuses if s.state is SLOState.MISSED and s.target.histogram is None)
-    if status.current_value is None or facts.waiting is None and facts.queue is None:
+    if status.current_value is None or (facts.waiting is None and facts.queue is None):
         return []
     return [
         Bottleneck(
@@ -326,9 +334,7 @@ def _client_limited(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Bottlen
     ]
 
 
-def _ordered(
-    facts: Facts, latency: list[Bottleneck], events: list[Bottleneck], uneven: Bottleneck | None
-) -> list[Bottleneck]:
+def _ordered(facts: Facts, latency: list[Bottleneck], events: list[Bottleneck], uneven: Bottleneck | None) -> list[Bottleneck]:
     """Root first: uneven load before the queue it makes, serious errors before latency, the rest after the latency root."""
     queue_root = bool(latency) and latency[0].type is BottleneckType.QUEUE_BUILDUP
     if queue_root:
@@ -351,7 +357,11 @@ def _under_use(facts: Facts, statuses: Sequence[SLOStatus]) -> Bottleneck | None
     running, duration = facts.running_mean, facts.window.duration_seconds
     if running is None or duration is None or duration < 300 or facts.window.lifetime or facts.idle:
         return None
-    if any(s.state is SLOState.MISSED for s in statuses) or running >= t.UNDER_USE_RUNNING.value * facts.window.replicas or facts.waiting_mean > 0.1:
+    if (
+        any(s.state is SLOState.MISSED for s in statuses)
+        or running >= t.UNDER_USE_RUNNING.value * facts.window.replicas
+        or facts.waiting_mean > 0.1
+    ):
         return None
     if (facts.kv_peak or 0.0) > 0.2 and facts.engine is not Engine.TGI:
         return None

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, trust
+from perf_service.analysis import attribution, detector, facts, health, rules_queue, series, trust
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import error_count, evaluate
 from perf_service.collectors.fleet_window import fleet_window
 from perf_service.collectors.window import lifetime_window, overall_window, spans_of, window_over
-from perf_service.models.analysis import Analysis, Bottleneck, SLOState, SLOStatus, Verdict
+from perf_service.models.analysis import (
+    Analysis,
+    Bottleneck,
+    BottleneckType,
+    Cause,
+    HealthPart,
+    Severity,
+    SLOState,
+    SLOStatus,
+    Verdict,
+)
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, Gauge, IssueCode, IssueLevel, Snapshot
@@ -43,9 +54,73 @@ class AnalysisEngine:
         """
         window, pages = _window_of(metrics)
         _check_engine(engine, window)
-        full = config.over(window.config) if config else window.config
-        series = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
-        return _analysis(facts.facts_of(window, full, series, pages), tuple(slo_targets or ()), None)
+        targets = tuple(slo_targets or ())
+        analysis = _of_pages(window, pages, targets, config)
+        if len(pages) < _MIN_CHANGE_PAGES or not analysis.bottlenecks:
+            return analysis
+        parts = [window_over(pair) for pair in pairwise(pages)]
+        return _with_changes(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
+
+
+_MIN_CHANGE_PAGES = 5
+_SETTLE_SECONDS = 60.0  # after a load step a queue needs about this long to show whether it stays
+
+
+def _of_pages(window: Window, pages: Sequence[Snapshot], targets: tuple[SLOTarget, ...], config: EngineConfig | None) -> Analysis:
+    full = config.over(window.config) if config else window.config
+    parts = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
+    return _analysis(facts.facts_of(window, full, parts, pages), targets, None)
+
+
+def _with_changes(analysis: Analysis, pages: list[Snapshot], parts: list[Window], again: Callable[[list[Snapshot]], Analysis]) -> Analysis:
+    """The analysis corrected for a load step or a slowdown inside the window, where that changes the conclusion."""
+    root = analysis.bottlenecks[0]
+    if root.cause is Cause.ENGINE_HANG:
+        return analysis
+    step = series.load_step(parts)
+    if step is not None:
+        before, after = again(pages[: step.index + 1]), again(pages[step.index :])
+        if _root(before) is _root(after):
+            return analysis
+        note = DataIssue(IssueCode.DERIVED, IssueLevel.INFO, f"{step.text} Only the time after it is judged.")
+        settled = (after.window.duration_seconds or 0.0) >= _SETTLE_SECONDS if after.window else False
+        after = replace(after, quality=after.quality.plus(note))
+        if settled or not after.bottlenecks:
+            return replace(after, summary=f"{step.text} {after.summary}")
+        capped = tuple(replace(b, severity=min(b.severity, Severity.MEDIUM, key=lambda s: s.rank)) for b in after.bottlenecks)
+        summary = f"Wait: {step.text} What follows from it has not settled yet."
+        return replace(after, bottlenecks=capped, verdict=Verdict.WAIT, summary=summary)
+    slower = series.slowdown(parts)
+    if slower is not None:
+        before = again(pages[: slower.index + 1])
+        if _root(before) is not root.cause:
+            return _slowed(analysis, slower)
+    return analysis
+
+
+def _root(analysis: Analysis) -> Cause | None:
+    return analysis.bottlenecks[0].cause if analysis.bottlenecks else None
+
+
+def _slowed(analysis: Analysis, change: series.Change) -> Analysis:
+    """The engine became slower by itself: what followed is a symptom, and no flag is at fault."""
+    first = analysis.bottlenecks[0]
+    finding = Bottleneck(
+        type=BottleneckType.HIGH_LATENCY,
+        severity=first.severity,
+        description=f"The engine became {change.factor:.1f} times slower while the load stayed the same. {change.text}",
+        metric_name="itl",
+        current_value=change.after,
+        threshold_value=change.before,
+        recommendation="Look at the host first (noisy neighbour, CPU steal, clocks, throttling); no flag changed, so none is at fault.",
+        cause=Cause.UNKNOWN,
+        verdict=Verdict.NOT_ENOUGH_EVIDENCE,
+        confidence_ratio=0.7,
+        alternative=first.cause,
+        would_settle="CPU steal and clock rates of the host over the same time",
+    )
+    symptoms = tuple(replace(b, symptom_of=b.symptom_of or Cause.UNKNOWN) for b in analysis.bottlenecks)
+    return replace(analysis, bottlenecks=(finding, *symptoms), verdict=finding.verdict, summary=finding.description)
 
 
 def analyze_fleet(
@@ -77,8 +152,6 @@ def analyze_fleet(
 
 
 def _with_fleet(analysis: Analysis, fleet_id: str) -> Analysis:
-    from dataclasses import replace
-
     return replace(analysis, fleet_id=fleet_id)
 
 
@@ -107,7 +180,9 @@ def _check_engine(engine: Engine | str | None, window: Window) -> None:
         wanted = Engine(str(engine).lower())
     except ValueError as error:
         known = ", ".join(e.value for e in Engine)
-        raise InvalidArgumentError(f"{engine!r} is not an engine; known: {known}", field="engine", reason=ErrorReason.ENGINE_UNKNOWN) from error
+        raise InvalidArgumentError(
+            f"{engine!r} is not an engine; known: {known}", field="engine", reason=ErrorReason.ENGINE_UNKNOWN
+        ) from error
     if wanted is not window.engine:
         raise InvalidArgumentError(
             f"the metrics are of {window.engine.value}, not of {wanted.value}", field="engine", reason=ErrorReason.ENGINE_MISMATCH
@@ -146,12 +221,9 @@ def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus
     return _result(found, quality, unmeasured, (), None, (), verdict, f"Not enough evidence: {reason}")
 
 
-def _health(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck]):  # type: ignore[no-untyped-def]
+def _health(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck]) -> tuple[float, tuple[HealthPart, ...]]:
     failed = error_count(found.window)
     total = found.finished + failed
-    from perf_service.analysis import rules_queue
-    from perf_service.models.analysis import Cause
-
     queued = rules_queue.significant(found)
     return health.score(
         statuses,
@@ -163,13 +235,11 @@ def _health(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequ
     )
 
 
-def _conclusion(
-    found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], score: float
-) -> tuple[Verdict, str]:
+def _conclusion(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], score: float) -> tuple[Verdict, str]:
     if bottlenecks:
         root = bottlenecks[0]
         verdict = root.verdict
-        few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause.value != "engine_hang"
+        few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict is Verdict.TUNE:
             verdict = Verdict.WAIT
         return verdict, root.description
@@ -185,10 +255,10 @@ def _result(
     statuses: tuple[SLOStatus, ...],
     bottlenecks: tuple[Bottleneck, ...],
     score: float | None,
-    parts,  # type: ignore[no-untyped-def]
+    parts: tuple[HealthPart, ...],
     verdict: Verdict,
     summary: str,
-    confidences=None,  # type: ignore[no-untyped-def]
+    confidences: Mapping[Cause, float] | None = None,
 ) -> Analysis:
     window = found.window
     return Analysis(

@@ -43,18 +43,24 @@ def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) 
     prefix = "remove --disable-radix-cache" if engine is Engine.SGLANG else "set enable_prefix_caching"
     texts = {
         Cause.BATCH_LIMIT: f"Raise {limit}: requests wait for a place while KV cache is free.",
-        Cause.KV_EXHAUSTED: f"Give the KV cache more room ({memory}, an fp8 KV cache after a quality check, more GPUs) or admit fewer requests; "
+        Cause.KV_EXHAUSTED: f"Give the KV cache more room ({memory}, an fp8 KV cache after a quality check, more GPUs) "
+        f"or admit fewer requests; "
         f"raising {limit} makes it worse.",
         Cause.TOKEN_BUDGET_TOO_SMALL: f"Raise {budget}: prompts are cut into many small steps. Time between tokens may rise a little.",
         Cause.TOKEN_BUDGET_TOO_LARGE: f"Lower {budget} one step: long prompts stall running decodes. The first token will come later.",
         Cause.PREFILL_COMPUTE: "Prefill is compute bound: add a replica, shard over more GPUs, or let prompts share prefixes.",
-        Cause.DECODE_BOUND: f"Decoding is bound by batch size and memory bandwidth: add a replica, quantise, or trade queueing for speed with a lower {limit}.",
+        Cause.DECODE_BOUND: f"Decoding is bound by batch size and memory bandwidth: add a replica, quantise, "
+        f"or trade queueing for speed with a lower {limit}.",
         Cause.PREFIX_CACHE_OFF: f"If prompts share a prefix, {prefix}: every prompt is computed in full now.",
-        Cause.PREFIX_CACHE_THRASHING: f"Prefixes are evicted before they are used again: more KV room ({memory}), KV offload, or prefix-aware routing.",
-        Cause.HEAD_OF_LINE_BLOCKING: "A few very long prompts hold up the rest: cap their chunk (long_prefill_token_threshold) or give them a pool of their own.",
-        Cause.WAITING_NOT_CAPACITY: "These requests wait for a LoRA slot, a KV transfer or a grammar, not for a place: look there (e.g. max_loras); batch limits do not help.",
+        Cause.PREFIX_CACHE_THRASHING: "Prefixes are evicted before they are used again: "
+        f"more KV room ({memory}), KV offload, or prefix-aware routing.",
+        Cause.HEAD_OF_LINE_BLOCKING: "A few very long prompts hold up the rest: "
+        "cap their chunk (long_prefill_token_threshold) or give them a pool of their own.",
+        Cause.WAITING_NOT_CAPACITY: "These requests wait for a LoRA slot, a KV transfer or a grammar, not for a place: "
+        "look there (e.g. max_loras); batch limits do not help.",
         Cause.UNDER_ADMISSION: "Lower schedule_conservativeness (towards 0.3): admission reserves for tokens that are never generated.",
-        Cause.RESERVATION_LIMIT: "Clients ask for more max_new_tokens than they use and TGI reserves them: lower it, or give the cache more memory.",
+        Cause.RESERVATION_LIMIT: "Clients ask for more max_new_tokens than they use and TGI reserves them: "
+        "lower it, or give the cache more memory.",
         Cause.CPU_OVERHEAD: "The CPU side is the limit: give the API server more cores or processes (api_server_count).",
         Cause.SPECULATION_NOT_PAYING: "Drafts are rarely accepted: switch speculative decoding off or shorten the draft.",
         Cause.REPLICA_IMBALANCE: "Fix the routing first: one replica is loaded while others idle; flags from an average would be wrong.",

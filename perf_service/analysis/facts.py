@@ -108,7 +108,7 @@ class Facts:
     @property
     def preschedule(self) -> float | None:
         """Seconds of TTFT before the scheduler saw the request: HTTP, tokenizing, and the rest of a long running step."""
-        if self.ttft is None or self.queue is None or self.prefill is None or self.window.engine is Engine.TGI:
+        if self.ttft is None or self.queue is None or self.prefill is None or self.window.engine is not Engine.VLLM:
             return None
         return max(0.0, self.ttft - self.queue - self.prefill)
 
@@ -244,6 +244,9 @@ def _phases(window: Window) -> tuple[float | None, float | None, float | None, f
     if prefill is None and ttft is not None and queue is not None:
         # SGLang has no per-request prefill time: what of TTFT was not queueing.
         prefill = max(0.0, ttft - queue)
+    if ttft is not None and queue is not None and window.count(Hist.TTFT_SECONDS) > 1.15 * window.count(Hist.QUEUE_SECONDS) > 0:
+        # Phases are booked at the end, TTFT at the first token: in a growing queue those who waited longest are not booked yet.
+        queue = max(queue, ttft - (prefill or 0.0))
     if inference is None and prefill is not None and decode is not None:
         inference = prefill + decode
     return queue, prefill, decode, inference
@@ -268,9 +271,7 @@ def _tokens(window: Window, finished: float) -> tuple[float | None, float | None
     return prompt, computed, output, hit_ratio
 
 
-def _kv_need(
-    window: Window, config: EngineConfig, running: float | None, prompt: float | None, output: float | None
-) -> float | None:
+def _kv_need(window: Window, config: EngineConfig, running: float | None, prompt: float | None, output: float | None) -> float | None:
     """Occupied share of the KV cache by Little's law: running x (prompt + half the output, rounded up to blocks) / capacity."""
     capacity_gauge = window.gauge(Gauge.KV_CAPACITY_TOKENS)
     capacity = capacity_gauge.mean if capacity_gauge else _first(config.number("kv_cache_size_tokens"))
@@ -280,9 +281,7 @@ def _kv_need(
     return running * (prompt + output / 2.0 + block / 2.0) / capacity
 
 
-def _limit(
-    window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]], *, per_replica: bool = False
-) -> float | None:
+def _limit(window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]], *, per_replica: bool = False) -> float | None:
     values = [value for knob in knobs[window.engine] if (value := config.number(knob)) is not None and value > 0]
     if not values:
         return None
@@ -311,7 +310,7 @@ def _deferred_share(window: Window, waiting: GaugeStats | None) -> float | None:
 
 def _queued_share(running: GaugeStats | None, waiting: GaugeStats | None, occupancy: float | None) -> float:
     """Share of the busy time with a queue, when steps are full; at least a quarter."""
-    estimate = min(1.0, occupancy / 1.5) if occupancy is not None else 0.25
+    estimate = min(1.0, occupancy / 1.5) if occupancy is not None else 1.0
     if running is not None and waiting is not None and waiting.samples >= 5 and running.nonzero_share > 0:
         estimate = max(min(1.0, waiting.nonzero_share / running.nonzero_share), min(estimate, 0.5))
     return max(0.25, estimate)

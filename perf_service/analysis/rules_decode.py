@@ -9,7 +9,6 @@ from perf_service.analysis.facts import Facts
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Hist
 
-
 FIXED_COST_TOKENS = 100.0
 """A step's fixed cost in prompt tokens of the same cost: 40 (small model, CPU) to some hundreds (8B model, H100)."""
 
@@ -81,12 +80,12 @@ def decode_evidence(facts: Facts) -> tuple[Evidence, ...]:
             fact(facts, "itl_seconds", "mean", facts.itl, f"A token takes {facts.itl * 1000:.0f} ms on average.", unit="s")
             if facts.itl is not None
             else None,
-            fact(facts, "itl_seconds", "p50", middle.value, f"The median is {middle.value * 1000:.0f} ms.", unit="s", samples=middle.samples)
+            fact(
+                facts, "itl_seconds", "p50", middle.value, f"The median is {middle.value * 1000:.0f} ms.", unit="s", samples=middle.samples
+            )
             if middle is not None
             else None,
-            fact(
-                facts, "running_requests", "mean", running, f"{running:.1f} requests decode together on average.", unit="requests"
-            )
+            fact(facts, "running_requests", "mean", running, f"{running:.1f} requests decode together on average.", unit="requests")
             if running is not None
             else None,
             fact(facts, "decode_seconds", "share", share, f"Decoding is {share:.0%} of the whole latency.", unit="ratio")

@@ -41,7 +41,13 @@ def finding(
     )
 
 
-_PROGRESS = (Counter.GENERATION_TOKENS, Counter.PROMPT_TOKENS, Counter.REQUESTS_SUCCEEDED, Counter.REQUESTS_ABORTED, Counter.REQUESTS_FAILED)
+_PROGRESS = (
+    Counter.GENERATION_TOKENS,
+    Counter.PROMPT_TOKENS,
+    Counter.REQUESTS_SUCCEEDED,
+    Counter.REQUESTS_ABORTED,
+    Counter.REQUESTS_FAILED,
+)
 
 
 def _stands_still(window: Window) -> bool:
@@ -123,8 +129,12 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
             found.append(finding(cause, facts, severity, verdict, metric, share, t.ERROR_RATIO.value, detail, evidence))
     share = malformed / total if total else 0.0
     if malformed >= t.EVENTS_MIN.value and share >= t.ERROR_RATIO_HIGH.value:
-        detail = f"{malformed:.0f} of {total:.0f} requests ({share:.1%}) were answered with HTTP 4xx: the client sends what the server refuses."
-        evidence = (fact(facts, "http_4xx_responses", "share", share, detail, threshold=t.ERROR_RATIO_HIGH.value, unit="ratio", samples=total),)
+        detail = (
+            f"{malformed:.0f} of {total:.0f} requests ({share:.1%}) were answered with HTTP 4xx: the client sends what the server refuses."
+        )
+        evidence = (
+            fact(facts, "http_4xx_responses", "share", share, detail, threshold=t.ERROR_RATIO_HIGH.value, unit="ratio", samples=total),
+        )
         found.append(
             finding(
                 Cause.REQUEST_ERRORS,
@@ -166,7 +176,10 @@ def _vanished(facts: Facts) -> float:
     if window.lifetime or Hist.TTFT_SECONDS not in window.histograms or Hist.E2E_SECONDS not in window.histograms:
         return 0.0
     gap = window.count(Hist.TTFT_SECONDS) - window.count(Hist.E2E_SECONDS)
-    return max(0.0, gap - (facts.running.last if facts.running else gap))
+    if facts.running is None:
+        return 0.0
+    # Those still running, or preempted and waiting again, are not gone.
+    return max(0.0, gap - facts.running.last - (facts.waiting.last if facts.waiting else 0.0))
 
 
 def imbalance(facts: Facts, loads: Mapping[str, Mapping[Gauge, GaugeStats]]) -> Bottleneck | None:

@@ -82,7 +82,14 @@ def prefix_off(facts: Facts) -> Candidate:
         evidence = compact(
             (
                 fact(facts, "enable_prefix_caching", "config", 0.0, "Prefix caching is off in the engine's configuration."),
-                fact(facts, "prompt_tokens", "mean", prompt, f"Prompts have {prompt:.0f} tokens on average, all computed anew.", unit="tokens"),
+                fact(
+                    facts,
+                    "prompt_tokens",
+                    "mean",
+                    prompt,
+                    f"Prompts have {prompt:.0f} tokens on average, all computed anew.",
+                    unit="tokens",
+                ),
                 fact(
                     facts,
                     "prefill_seconds",

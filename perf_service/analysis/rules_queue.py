@@ -37,7 +37,8 @@ def significant(facts: Facts) -> bool:
             return True
         # Queue times are booked at the end: in an overload those who still wait are not among them.
         gauge = facts.waiting.mean if facts.waiting else 0.0
-        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, 2.0 * (facts.running_mean or 0.0)) and not facts.window.lifetime
+        ran = facts.running.mean if facts.running else 0.0
+        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran) and not facts.window.lifetime
     gauge = facts.waiting.mean if facts.waiting else 0.0
     single = facts.window.scrapes <= 1
     return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)
@@ -49,7 +50,14 @@ def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
     share = facts.queue_share
     return compact(
         (
-            fact(facts, "waiting_requests", "mean", facts.waiting_mean, f"{facts.waiting_mean:.1f} requests wait on average.", unit="requests")
+            fact(
+                facts,
+                "waiting_requests",
+                "mean",
+                facts.waiting_mean,
+                f"{facts.waiting_mean:.1f} requests wait on average.",
+                unit="requests",
+            )
             if gauge is not None or facts.waiting_occupancy is not None
             else None,
             fact(
@@ -402,6 +410,15 @@ def _reservation(facts: Facts, open_share: float) -> Candidate:
         return Candidate(Cause.RESERVATION_LIMIT, 0.3 * open_share, (), Verdict.LOOK_AT_CLIENT, "the gauge tgi_batch_max_total_tokens")
     text = f"Up to {peak:.0%} of the batch's token budget is reserved for the running requests' worst case."
     evidence = (
-        fact(facts, "kv_cache_usage_ratio", "max", peak, text, threshold=t.KV_FREE_MAX.value, unit="ratio", against=peak < t.KV_FREE_MAX.value),
+        fact(
+            facts,
+            "kv_cache_usage_ratio",
+            "max",
+            peak,
+            text,
+            threshold=t.KV_FREE_MAX.value,
+            unit="ratio",
+            against=peak < t.KV_FREE_MAX.value,
+        ),
     )
     return Candidate(Cause.RESERVATION_LIMIT, 0.95 * ramp(peak, 0.6, 0.9), evidence, Verdict.TUNE)

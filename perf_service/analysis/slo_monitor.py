@@ -136,7 +136,8 @@ def _judged(
 ) -> SLOStatus:
     sign = {QuantileKind.AT_MOST: "<= ", QuantileKind.AT_LEAST: ">= "}.get(kind, "") if kind else ""
     word = "met" if met else "missed"
-    text = f"{target.metric_name} is {sign}{value:.4g}, target {'<' if target.comparison is Comparison.LESS_THAN else '>'} {target.target_value:g}: {word}."
+    side = "<" if target.comparison is Comparison.LESS_THAN else ">"
+    text = f"{target.metric_name} is {sign}{value:.4g}, target {side} {target.target_value:g}: {word}."
     return SLOStatus(
         target=target,
         state=SLOState.MET if met else SLOState.MISSED,

@@ -44,7 +44,9 @@ PREEMPTIONS_PATHOLOGICAL: Final = Threshold(0.1, "ratio", "one request in ten is
 RETRACTIONS_PER_SECOND: Final = Threshold(1 / 60, "1/s", "SGLang hyperparameter guide: about one a minute is fine")
 SGLANG_USAGE_LOW: Final = Threshold(0.9, "ratio", "SGLang hyperparameter guide: token usage < 0.9 with a queue is timid admission")
 
-PREFILL_SATURATED: Final = Threshold(0.95, "requests", "a step budget that binds always has a prompt in prefill: occupancy >= 1, less noise")
+PREFILL_SATURATED: Final = Threshold(
+    0.95, "requests", "a step budget that binds always has a prompt in prefill: occupancy >= 1, less noise"
+)
 BUDGET_SMALL: Final = Threshold(128.0, "tokens", "below it the fixed cost of a step outweighs its tokens on any engine")
 BUDGET_LARGE_ENOUGH: Final = Threshold(2048.0, "tokens", "smallest default of any vLLM or SGLang version and GPU")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")

@@ -65,8 +65,15 @@ def _stale_gauges(facts: Facts) -> list[DataIssue]:
         text = f"The running gauge stays at 0 over {running.samples} scrapes while Little's law says {occupancy:.1f}: it is stale."
         return [DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, text, name)]
     active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
-    if running.nonzero_share >= 0.5 and active > t.LITTLE_TOLERANCE.value * max(occupancy, 0.5) and facts.finished >= t.REQUESTS_CERTAIN.value:
-        text = f"{active:.1f} requests run by the gauge, {occupancy:.1f} by finished requests (Little's law): counters may cover one process of several."
+    if (
+        running.nonzero_share >= 0.5
+        and active > t.LITTLE_TOLERANCE.value * max(occupancy, 0.5)
+        and facts.finished >= t.REQUESTS_CERTAIN.value
+    ):
+        text = (
+            f"{active:.1f} requests run by the gauge, {occupancy:.1f} by finished requests (Little's law): "
+            "the counters may cover one process of several."
+        )
         return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, name)]
     return []
 
