@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 CLIP_LOG_RATIO = 0.7
 """Log ratios beyond a factor of two count as a factor of two: one wild sample must not decide."""
-_MAX_STAKE = 0.75
+_MAX_STAKE = 0.9
 _PRIOR_SAMPLES = 1.0
 _PRIOR_MEAN = 0.15
 _PRIOR_VARIANCE = 0.10

@@ -10,7 +10,7 @@ from perf_service.models.workflow import Gate, Workflow, WorkflowStatus
 from perf_service.workflows import preparing, rolling_back, rolling_out
 from perf_service.workflows.commands import allowed, command
 from perf_service.workflows.draft import Draft
-from perf_service.workflows.stages import POLL_SECONDS, SLOW_RETRY_SECONDS, next_sample_at, settled_at, stage_policy
+from perf_service.workflows.stages import POLL_SECONDS, SLOW_RETRY_SECONDS, UNREACHABLE_SECONDS, next_sample_at, settled_at, stage_policy
 from perf_service.workflows.types import Decision, Observation
 
 __all__ = ["allowed", "command", "decide", "next_look_at", "wants_sample"]
@@ -43,16 +43,20 @@ def wants_sample(workflow: Workflow, now: float) -> bool:
 def next_look_at(workflow: Workflow, now: float) -> float | None:
     """When the workflow wants to be looked at again if nothing happens before; None: only a command can move it."""
     interval = workflow.policy.sample_interval_seconds
-    poll = now + min(POLL_SECONDS, interval)
     status = workflow.status
     if status.terminal:
         return None
-    if status is WorkflowStatus.ROLLBACK_INCOMPLETE:
-        return now + SLOW_RETRY_SECONDS
     if status is WorkflowStatus.AWAITING_APPROVAL:
         return workflow.approval_deadline
     if workflow.gate is Gate.PAUSED and status in _SETTING_UP:
         return None
+    poll = now + min(POLL_SECONDS, interval)
+    if workflow.status in (WorkflowStatus.COLLECTING, WorkflowStatus.PREFLIGHT):
+        # Soon after the start, to tell a server that is not there at once; then at the pace of the pages.
+        fresh = now - (workflow.phase_started_at or now) < 2.0 * UNREACHABLE_SECONDS
+        return poll if fresh else now + interval
+    if status is WorkflowStatus.ROLLBACK_INCOMPLETE:
+        return now + SLOW_RETRY_SECONDS
     if status in (WorkflowStatus.BAKING, WorkflowStatus.DECIDING):
         times = [now + interval]
         sample, settled = next_sample_at(workflow), settled_at(workflow)

@@ -87,11 +87,12 @@ class Observer:
         problems = await self._scrape(instances, older_than=interval * 0.9)
         now = self._clock()
         series = await self._pipeline.series(instances, now - baseline_seconds(workflow) - interval, now)
+        wanted = workflow.status is WorkflowStatus.PREFLIGHT
         return replace(
             seen,
             pages=sum(len(pages) for pages in series.values()),
             covered_seconds=covered_seconds(series),
-            measured=measure_range(series, measures.keys_for(workflow.slo_targets)),
+            measured=measure_range(series, measures.keys_for(workflow.slo_targets)) if wanted else None,
             collect_problems=problems,
         )
 

@@ -19,6 +19,7 @@ from perf_service.models.fleet import Instance
 from perf_service.models.workflow import Workflow
 from perf_service.storage.ports import Lease, LedgerEntry, Store
 from perf_service.targets.base import Op, Target
+from perf_service.workflows.invariants import violations
 from perf_service.workflows.machine import decide, next_look_at
 from perf_service.workflows.observer import Observer
 from perf_service.workflows.outcome import ledger_entry
@@ -33,6 +34,10 @@ MAX_BACKOFF_SECONDS = 5.0
 
 Wait = Callable[[str, int, float], Awaitable[object]]
 """(workflow id, last sequence seen, seconds): returns when there are later events or the time is over."""
+
+
+class InvariantError(Exception):
+    """A decision that must not be stored: a bug. Nothing was done; an operator has to look."""
 
 
 class LeaseLostError(Exception):
@@ -180,6 +185,8 @@ class Reconciler:
         seen = await self._observer.observe(workflow, scene.instances, scene.target)
         seen = replace(seen, failures=run.failures, accepted=frozenset(run.accepted))
         decision = decide(workflow, seen, self._clock())
+        if broken := violations(workflow, decision):
+            raise InvariantError(f"workflow {workflow.workflow_id}: a decision was refused: {'; '.join(broken)}")
         if decision.moved:
             try:
                 saved = await self._record(workflow, decision, run)

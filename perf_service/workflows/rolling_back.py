@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from perf_service.models.workflow import EventKind, ReplicaPhase, ReplicaProgress, Workflow, WorkflowStatus
+from perf_service.models.workflow import EventKind, Judgement, ReplicaPhase, ReplicaProgress, Workflow, WorkflowStatus
 from perf_service.workflows.draft import Draft
 from perf_service.workflows.outcome import outcome_of_samples
 from perf_service.workflows.stages import SLOW_RETRY_SECONDS, changed_replicas, listed
@@ -21,6 +21,7 @@ JUDGED = frozenset(
 
 def fail_or_roll_back(draft: Draft, message: str, reason: str) -> None:
     """FAILED where nothing was touched (always so in a dry run), ROLLING_BACK otherwise."""
+    _close_stage(draft, message)
     workflow = draft.workflow
     if not workflow.effects_started:
         draft.move(WorkflowStatus.CANCELLED if reason == ABORTED else WorkflowStatus.FAILED, message, reason=reason)
@@ -31,6 +32,18 @@ def fail_or_roll_back(draft: Draft, message: str, reason: str) -> None:
     draft.move(WorkflowStatus.ROLLING_BACK, f"rolling back: {message}", reason=reason, deadline=deadline)
     names = [r.instance_id for r in changed_replicas(workflow)]
     draft.emit(EventKind.ROLLBACK_STARTED, f"restoring the recorded configuration of {listed(names)}", reason=reason)
+
+
+def _close_stage(draft: Draft, message: str) -> None:
+    """The stage that was under way ends here, whatever it was judged so far."""
+    workflow = draft.workflow
+    record = next((r for r in workflow.rollout_history if r.index == workflow.stage_index and r.finished_at is None), None)
+    if record is None:
+        return
+    judgement = Judgement.INCONCLUSIVE if any(s.judgement is not Judgement.NO_DATA for s in workflow.samples) else Judgement.NO_DATA
+    requests = math.fsum(s.canary_requests for s in workflow.samples)
+    ended = replace(record, finished_at=draft.now, judgement=judgement, samples=len(workflow.samples), requests=requests, message=message)
+    draft.stage(ended)
 
 
 def rolling_back(draft: Draft, seen: Observation) -> None:
