@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from perf_service.cli import analyses, doctor, fleets, instances, metrics, plans, rollout, serve, simulate, system
+from perf_service.cli import analyses, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
 from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
 app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
+_ = engines  # adds `up` and `down` to the fleets
 app.add_typer(fleets.fleets, name="fleets")
 app.add_typer(instances.instances, name="instances")
 app.add_typer(metrics.collect, name="collect")

@@ -236,8 +236,8 @@ def outcome_table(outcome: Outcome) -> RenderableType:
             metric_title(effect.metric), amount(effect.metric, effect.before), amount(effect.metric, effect.after),
             ratio(effect.ratio), predicted, inside,
         )  # fmt: skip
-    parts: list[RenderableType] = [table]
-    if not outcome.comparable:
+    parts: list[RenderableType] = [table] if outcome.effects else []
+    if outcome.effects and not outcome.comparable:
         parts.append(Text("not comparable: the workload changed in between", style="yellow"))
     if outcome.summary:
         parts.append(Text(outcome.summary))
