@@ -69,7 +69,7 @@ class DryRunTarget:
                 generation=record.generation if (record := self._record(instance)) else 0,
                 ready=True,
                 engine_version=instance.engine_version,
-                message="dry run: recorded, not applied" if record else "",
+                message="dry run: recorded, not applied" if config_hash(self._config(instance)) != config_hash(instance.config) else "",
             )
             for instance in self.instances
         )

@@ -64,8 +64,8 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _all_stats() -> Iterator[_Stat]:
-    for entry in os.scandir(_PROC):
-        if entry.name.isdigit() and (stat := _stat(int(entry.name))) is not None:
+    for name in os.listdir(_PROC):
+        if name.isdigit() and (stat := _stat(int(name))) is not None:
             yield stat
 
 
@@ -182,11 +182,11 @@ def listener_of(port: int) -> int | None:
                     sockets.add(f"socket:[{fields[9]}]")
     if not sockets:
         return None
-    for entry in os.scandir(_PROC):
-        if entry.name.isdigit():
+    for name in os.listdir(_PROC):
+        if name.isdigit():
             with contextlib.suppress(OSError):
-                for descriptor in os.scandir(f"/proc/{entry.name}/fd"):
+                for descriptor in os.listdir(f"/proc/{name}/fd"):
                     with contextlib.suppress(OSError):
-                        if os.readlink(descriptor.path) in sockets:
-                            return int(entry.name)
+                        if os.readlink(f"/proc/{name}/fd/{descriptor}") in sockets:
+                            return int(name)
     return None

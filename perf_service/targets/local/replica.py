@@ -37,6 +37,7 @@ _PROBE_TIMEOUT_SECONDS: Final = 60.0  # of one completion on an engine that nobo
 _HEALTH_TIMEOUT_SECONDS: Final = 5.0
 _LOG_LINES: Final = 8
 _LOGS_KEPT: Final = 5
+_LEFT_BEHIND_SECONDS: Final = 5.0  # for workers whose server has gone already
 _BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -213,26 +214,28 @@ class ReplicaSupervisor:
 
     async def _restart(self, record: ReplicaRecord) -> None:
         """Start a process that died by itself again, with its recorded config, later after each time."""
-        if processes.alive(record.process):
-            # Started by a supervisor that ended before it had seen the first completion.
-            await self._prove(None)
-            await asyncio.to_thread(self._state.update, lambda r: replace(r, proven=True))
-            return
-        exit_code = processes.reap(record.process.pid) if record.process else None
-        how = "" if exit_code is None else f" with exit code {exit_code}" if exit_code >= 0 else f" by {signal.Signals(-exit_code).name}"
-        count = record.restarts + 1
-        note = f"the engine died by itself{how} and was started again ({count} so far). {self._last_lines(record.generation)}"
-        pause = _BACKOFF_SECONDS[min(count, len(_BACKOFF_SECONDS)) - 1]
-        await asyncio.to_thread(
-            self._state.update,
-            lambda r: replace(r, restarts=count, restart_at=self._clock() + pause, note=note, process=None, proven=False),
-        )
+        note = record.note
+        running = processes.alive(record.process)  # started by a supervisor that ended before it had seen the first completion
+        if not running:
+            exit_code = processes.reap(record.process.pid) if record.process else None
+            how = (
+                "" if exit_code is None else f" with exit code {exit_code}" if exit_code >= 0 else f" by {signal.Signals(-exit_code).name}"
+            )
+            count = record.restarts + 1
+            note = f"the engine died by itself{how} and was started again ({count} so far). {self._last_lines(record.generation)}"
+            pause = _BACKOFF_SECONDS[min(count, len(_BACKOFF_SECONDS)) - 1]
+            await asyncio.to_thread(
+                self._state.update,
+                lambda r: replace(r, restarts=count, restart_at=self._clock() + pause, note=note, proven=False),
+            )
         try:
-            await self._end_processes()
-            await self._start(record.config, record.generation, None)
+            if not running:
+                await self._end_processes()
+                await self._start(record.config, record.generation, None)
             await self._prove(None)
         except TargetError as error:
-            await self._note(f"{note} Its restart failed: {error.message}")
+            await self._end_processes()
+            await self._note(f"{note} Its restart failed: {error.message}".strip())
         else:
             await asyncio.to_thread(self._state.update, lambda r: replace(r, proven=True))
 
@@ -250,14 +253,16 @@ class ReplicaSupervisor:
         )
 
     async def _end_processes(self) -> None:
-        """SIGTERM to the leader's group, SIGKILL for what is left after the time-out, children that left the group included."""
+        """SIGTERM, then SIGKILL for what is left after the time-out, children that left the process group included."""
         leader = (await asyncio.to_thread(self._state.read)).process
-        ours = await asyncio.to_thread(processes.belonging, self._mark, self._logs, leader)
         # The server first and alone: an engine shuts its workers down in order, and takes their sudden end for a crash.
-        first = [p for p in ours if p == leader] or ours
-        for process in first:
+        if leader is not None and processes.alive(leader):
+            processes.send(leader, signal.SIGTERM)
+            await self._gone([leader], self._options.stop_timeout_seconds)
+        rest = await asyncio.to_thread(processes.belonging, self._mark, self._logs, leader)
+        for process in rest:
             processes.send(process, signal.SIGTERM)
-        await self._gone(ours, self._options.stop_timeout_seconds)
+        await self._gone(rest, min(_LEFT_BEHIND_SECONDS, self._options.stop_timeout_seconds))
         deadline = time.monotonic() + self._options.stop_timeout_seconds
         while rest := await asyncio.to_thread(processes.belonging, self._mark, self._logs, leader):
             for process in rest:
