@@ -84,7 +84,7 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         before = 0.0
     found = []
     if queue > 0:
-        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts), _ignorance(facts), rules_queue.queue_evidence(facts)))
+        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts, statuses), _ignorance(facts), rules_queue.queue_evidence(facts)))
     if prefill > 0:
         found.append(Harm(phase.PREFILL, prefill, rules_prefill.candidates(facts), 0.1, rules_prefill.prefill_evidence(facts)))
     if decode > 0:
@@ -129,7 +129,7 @@ def _queue_unjudged(facts: Facts, statuses: Sequence[SLOStatus]) -> bool:
     return not judged or growing
 
 
-def _queue_candidates(facts: Facts) -> tuple[Candidate, ...]:
+def _queue_candidates(facts: Facts, statuses: Sequence[SLOStatus]) -> tuple[Candidate, ...]:
     """Reasons for waiting; a saturated prefill is followed to its own cause (cache off, long prompts)."""
     found = list(rules_queue.candidates(facts))
     compute = next((c for c in found if c.cause is Cause.PREFILL_COMPUTE), None)
@@ -137,7 +137,7 @@ def _queue_candidates(facts: Facts) -> tuple[Candidate, ...]:
         off = rules_prefill.prefix_off(facts)
         if off.weight > 0:
             found.append(replace(off, weight=1.25 * off.weight * compute.weight))
-    overload = _overload(facts)
+    overload = _overload(facts, statuses)
     if overload > 0:
         found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
         limit = next((c for c in rules_queue.candidates(facts) if c.cause is Cause.BATCH_LIMIT), None)
@@ -149,11 +149,16 @@ def _queue_candidates(facts: Facts) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
-def _overload(facts: Facts) -> float:
-    """How far a larger batch is out of the question: it is large already, and its tokens come at the limit of the objective."""
+def _overload(facts: Facts, statuses: Sequence[SLOStatus]) -> float:
+    """How far a larger batch is out of the question: its tokens would come later than an objective of the operator allows, or,
+    without one, the batch is large already and its tokens come at the limit of the built-in objective."""
     running = facts.running_mean
     if running is None or facts.itl is None:
         return 0.0
+    per_token = [s for s in statuses if s.target.histogram in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS) and not s.target.builtin]
+    if per_token:
+        used = [1.0 if s.state is SLOState.MISSED else (s.current_value or 0.0) / s.target.target_value for s in per_token]
+        return ramp(max(used), 0.85, 1.0)
     builtin = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
     return ramp(running, 0.5 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value) * ramp(facts.itl, 0.6 * builtin, builtin)
 

@@ -107,7 +107,7 @@ def _slowed(analysis: Analysis, change: series.Change) -> Analysis:
     first = analysis.bottlenecks[0]
     finding = Bottleneck(
         type=BottleneckType.HIGH_LATENCY,
-        severity=first.severity,
+        severity=max((b.severity for b in analysis.bottlenecks), key=lambda s: s.rank),
         description=f"The engine became {change.factor:.1f} times slower while the load stayed the same. {change.text}",
         metric_name="itl",
         current_value=change.after,
@@ -239,6 +239,8 @@ def _conclusion(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: 
     if bottlenecks:
         root = bottlenecks[0]
         verdict = root.verdict
+        if all(b.severity is Severity.LOW for b in bottlenecks) and all(s.target.builtin for s in statuses) and verdict is Verdict.SCALE:
+            verdict = Verdict.NOTHING_TO_DO  # a note against a default that nobody asked for
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict is Verdict.TUNE:
             verdict = Verdict.WAIT

@@ -153,11 +153,13 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     prompt, computed, output, hit_ratio = _tokens(window, finished)
     running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
     ttft_count = window.count(Hist.TTFT_SECONDS)
-    prefill_occupancy = _occupancy(window, Hist.PREFILL_SECONDS, busy, ttft_count) if window.engine is not Engine.TGI else None
+    # Only vLLM times the prefill of a request; the others' is what TTFT leaves, or the time of a batch.
+    times_prefill = window.engine is Engine.VLLM
+    prefill_occupancy = _occupancy(window, Hist.PREFILL_SECONDS, busy, ttft_count) if times_prefill else None
     running_occupancy = _occupancy(window, Hist.INFERENCE_SECONDS, busy)
     if running_occupancy is None and inference is not None and busy and finished:
         running_occupancy = inference * finished / busy
-    if prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
+    if times_prefill and prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
     pinning = _pinning(pages, output) if len(pages) > 2 else _pinning_of_stats(running, waiting)

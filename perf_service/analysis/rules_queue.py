@@ -78,7 +78,8 @@ def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """The reasons for waiting with their weights."""
     kv = kv_weight(facts)
-    saturation = prefill_saturation(facts)
+    # Running held at a number that prefill does not explain takes the force out of a busy prefill.
+    saturation = prefill_saturation(facts) * (1.0 - 0.8 * _held_beside_prefill(facts))
     small = budget_smallness(facts)
     deferred = deferred_weight(facts)
     open_share = (1.0 - 0.9 * kv) * (1.0 - 0.95 * deferred)
@@ -86,8 +87,6 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     decodes_fill = facts.token_budget is not None and (facts.running_mean or 0.0) >= 0.85 * facts.token_budget
     budget = max(saturation * small, 0.9 * small if decodes_fill else 0.0) * open_share
     prefill = saturation * (1.0 - small) * open_share
-    if facts.token_budget is None:
-        budget *= 1.0 - 0.8 * _held_beside_prefill(facts)
     found = [
         Candidate(Cause.KV_EXHAUSTED, kv * (1.0 - 0.95 * deferred), kv_evidence(facts), kv_verdict(facts)),
         Candidate(Cause.BATCH_LIMIT, batch, batch_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
@@ -311,7 +310,7 @@ def batch_weight(facts: Facts, saturation: float) -> float:
 def _held_beside_prefill(facts: Facts) -> float:
     """How clearly running is held at a number that prefill alone does not explain: a token budget would let it wander."""
     pinning, occupancy = facts.pinning, facts.prefill_occupancy
-    if pinning is None or occupancy is None or pinning.limit < 2:
+    if pinning is None or occupancy is None or pinning.limit < 2 or facts.token_budget is not None:
         return 0.0
     in_prefill = min(1.0, occupancy / pinning.limit)
     return pinning.tightness * ramp(pinning.scrapes, 3, 8) * (1.0 - ramp(in_prefill, 0.2, 0.5))
@@ -395,8 +394,11 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
     peak = facts.kv_peak
     if usage is None or peak is None:
         return Candidate(Cause.UNDER_ADMISSION, 0.1 * open_share)
-    reserved = ramp(usage, 0.2, 0.5) * (1.0 - ramp(peak, t.SGLANG_USAGE_LOW.value, 0.97))
-    wandering = 1.0 - (facts.pinning.share if facts.pinning else 0.5)
+    reserved = (1.0 - ramp(usage, 0.7, t.SGLANG_USAGE_LOW.value)) * (1.0 - ramp(peak, t.SGLANG_USAGE_LOW.value, 0.97))
+    told = facts.config.number("schedule_conservativeness")
+    if told is not None and told <= 0.3:
+        reserved *= 0.1  # as far down as the vendor advises already
+    wandering = 1.0 - (facts.pinning.tightness if facts.pinning else 0.5)
     text = f"KV token usage is {usage:.0%} with {facts.waiting_mean:.1f} requests queued."
     evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
     settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"

@@ -39,6 +39,8 @@ def worst(statuses: Sequence[SLOStatus]) -> Severity:
 def of_cause(cause: Cause, facts: Facts, statuses: Sequence[SLOStatus], confidence: float) -> Severity:
     """Severity of a root cause. Built-in objectives alone give MEDIUM at most; so does a cause that is only a guess."""
     severity = worst(statuses)
+    if all(status.state is SLOState.NOT_MEASURED for status in statuses):
+        severity = Severity.MEDIUM  # latency is not on the page: what piles up speaks for itself, but not louder
     own_policy = any(not status.target.builtin for status in statuses)
     all_met = own_policy and all(status.state is not SLOState.MISSED for status in statuses)
     if _pathological(cause, facts) and not all_met and not facts.window.lifetime:
