@@ -74,10 +74,11 @@ class OptimizationEngine:
         at = self._situation(analysis, current_config, hardware, slo_targets, engine_version)
         seen: tuple[Window, ...] = tuple(windows) or ((analysis.window,) if analysis.window else ())
         candidates, advice = self._candidates(analysis, at)
-        candidates += self._trade_off(analysis, at, seen)
         scored = [self._adjusted(self._with_effects(c, at, seen), at, seen) for c in candidates]
         dropped = [c for c in scored if harmful(c, at.slo_targets)]
         kept = sorted((c for c in scored if c not in dropped), key=lambda c: -score(c, at.slo_targets))
+        # A trade-off loses by design what the operator's objectives allow; it is no free gain and comes last.
+        kept += self._trade_off(analysis, at, seen)
         chosen, changes = self._merge(kept, at)
         advice += [_not_worth_it(c) for c in dropped]
         return self._plan(analysis, at, seen, chosen, changes, tuple(dict.fromkeys(advice)))

@@ -38,11 +38,9 @@ def interval(pairs: Sequence[tuple[float, float]], error: float, *, top: float =
 
 
 def ratio_of(before: Estimate, after: Estimate) -> Estimate:
-    """after / before. The prediction's own interval already holds the model error; the measurement's adds its own."""
-    if before.value <= 0:
-        return Estimate(1.0, 0.0, math.inf, COVERAGE)
+    """after / before (which must be positive). The prediction's interval holds the model error; the measurement's adds its own."""
     value = after.value / before.value
-    noise = math.log(max(before.high, before.value) / before.value) if before.value else 0.0
+    noise = math.log(max(before.high, before.value) / before.value)
     low = after.low / before.value * math.exp(-noise) if after.low > 0 else 0.0
     return Estimate(value, low, after.high / before.value * math.exp(noise), COVERAGE)
 

@@ -235,7 +235,7 @@ def _effects(baseline: Prediction, prediction: Prediction) -> tuple[PredictedEff
     found: list[PredictedEffect] = []
 
     def add(metric: str, before: Estimate | None, after: Estimate | None, higher: bool = False) -> None:
-        if before is None or after is None or max(before.value, after.value) < NOISE_SECONDS:
+        if before is None or after is None or before.value <= 0 or max(before.value, after.value) < NOISE_SECONDS:
             return
         ratio = ratio_of(before, after)
         better = ratio.value > 1 if higher else ratio.value < 1

@@ -1,0 +1,242 @@
+"""Whole plans: over the real runs, over bare findings, and with objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from perf_service.analysis.engine import AnalysisEngine
+from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
+from perf_service.models.config import ConfigChange, EngineConfig, Source
+from perf_service.models.fleet import Hardware
+from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel
+from perf_service.models.plan import (
+    Calibration,
+    Direction,
+    Estimate,
+    LatencyEstimate,
+    Plan,
+    PredictedEffect,
+    Prediction,
+    plan_hash,
+)
+from perf_service.models.slo import SLOTarget, parse_slo
+from perf_service.models.window import Window
+from perf_service.optimization.catalogue import KnobCatalogue, find_conflicts
+from perf_service.optimization.engine import MAX_CANDIDATES, NOTHING, OptimizationEngine
+from tests.support.real_runs import finding, overall, snapshots, windows
+
+CATALOGUE = KnobCatalogue.load()
+
+
+def plan_of(scenario: str, config: dict[str, Any] | None = None, slo: Sequence[str] = ()) -> Plan:
+    targets = [parse_slo(s) for s in slo] or None
+    known = EngineConfig.of(config, Source.LAUNCH_ARGS) if config else None
+    analysis = AnalysisEngine().analyze(snapshots(scenario), "vllm", targets, config=known)
+    return OptimizationEngine().generate_plan(analysis, known, slo_targets=targets, windows=windows(scenario))
+
+
+def bare(*kinds: BottleneckType, engine: Engine = Engine.VLLM) -> Analysis:
+    return Analysis("i-1", engine, bottlenecks=tuple(finding(k) for k in kinds))
+
+
+# ---- Real runs ----
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize(
+    ("scenario", "present", "parameter", "value"),
+    [
+        ("b_queue_bad_r2", {"max_num_seqs": 2, "max_num_batched_tokens": 2048}, "max_num_seqs", 64),
+        ("c_kv_bad_r2", {"max_num_seqs": 64, "num_gpu_blocks_override": 24}, "num_gpu_blocks_override", None),
+        ("d_prefill_bad_r2", {"max_num_seqs": 16, "max_num_batched_tokens": 32}, "max_num_batched_tokens", 2048),
+        ("d_prefill_bad_r3", {"max_num_seqs": 16, "max_num_batched_tokens": 32}, "max_num_batched_tokens", 2048),
+        ("f_prefix_off", {"enable_prefix_caching": False}, "enable_prefix_caching", True),
+    ],
+)
+def test_the_first_change_undoes_what_was_planted(told: bool, scenario: str, present: dict[str, Any], parameter: str, value: Any) -> None:
+    plan = plan_of(scenario, present if told else None)
+    first = plan.optimizations[0].config_changes[0]
+    assert (first.parameter, first.recommended_value) == (parameter, value)
+    assert plan.changes[0] == first
+    assert plan.proposed_config.get(parameter) == value
+    assert parameter in plan.diff
+    assert plan.plan_hash == plan_hash(Engine.VLLM, plan.engine_version, plan.changes)
+    assert plan.baseline is not None
+    assert plan.baseline.config == plan.current_config
+    assert not find_conflicts(CATALOGUE, Engine.VLLM, plan.proposed_config)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    ["a_healthy", "g_idle", "h_restart", "b_queue_fixed_r2", "c_kv_fixed_r2", "d_prefill_fixed_r2", "e_decode_bad", "f_prefix_on"],
+)
+def test_no_flag_where_none_helps(scenario: str) -> None:
+    plan = plan_of(scenario)
+    assert plan.empty
+    assert plan.optimizations == ()
+    assert plan.estimated_total_improvement == NOTHING
+    assert plan.diff == ""
+    if scenario == "e_decode_bad":
+        assert any("replica" in o.title.lower() for o in plan.advice)
+
+
+def test_a_fixed_queue_names_the_metric_that_gets_worse() -> None:
+    plan = plan_of("b_queue_bad_r2", {"max_num_seqs": 2})
+    direction = {e.metric: e.direction for e in plan.effects}
+    assert direction["throughput_tokens_per_second"] is Direction.IMPROVES
+    assert direction["ttft_seconds_mean"] is Direction.IMPROVES
+    assert direction["itl_seconds_mean"] is Direction.WORSENS
+    assert "itl_seconds" in plan.optimizations[0].expected_losers
+    assert "worse" in plan.estimated_total_improvement
+    assert "throughput x" in plan.estimated_total_improvement
+    assert plan.optimizations[0].rollback == "max_num_seqs back to 2"
+    assert "restarts" in plan.optimizations[0].restart_cost
+
+
+def test_an_itl_objective_holds_the_batch_back() -> None:
+    free, held = plan_of("b_queue_bad_r2", {"max_num_seqs": 2}), plan_of("b_queue_bad_r2", {"max_num_seqs": 2}, ["itl<30ms"])
+    before, after = free.changes[0].recommended_value, held.changes[0].recommended_value
+    assert isinstance(before, int)
+    assert isinstance(after, int)
+    assert 2 < after < before
+    assert held.prediction is not None
+    assert held.prediction.itl_seconds is not None
+    assert held.prediction.itl_seconds.mean.value <= 0.03
+
+
+def test_fewer_sequences_only_where_itl_was_asked_for_and_all_objectives_are_met() -> None:
+    root = finding(BottleneckType.HIGH_LATENCY, Cause.DECODE_BOUND, Verdict.SCALE)
+    analysis = Analysis("i", Engine.VLLM, bottlenecks=(root,), window=overall("e_decode_bad"))
+
+    def plan(*slo: str) -> Plan:
+        targets = [parse_slo(s) for s in slo]
+        return OptimizationEngine().generate_plan(
+            analysis, {"max_num_seqs": 64}, slo_targets=targets, engine_version="0.32.0", windows=windows("e_decode_bad")
+        )
+
+    assert plan("ttft<60").empty
+    assert plan("itl<25ms", "ttft<0.5").empty, "the queue would miss the other objective"
+    made = plan("itl<25ms", "ttft<60")
+    assert made.changes[0].parameter == "max_num_active_seqs"
+    assert made.changes[0].recommended_value in (8, 16)
+    assert "trade" in made.optimizations[0].title.lower()
+    assert "throughput_tokens_per_second" in made.optimizations[0].expected_losers
+
+
+# ---- Bare findings ----
+
+
+def test_bare_findings_give_a_plan(engine: Engine) -> None:
+    plan = OptimizationEngine().generate_plan(bare(BottleneckType.QUEUE_BUILDUP, BottleneckType.MEMORY_PRESSURE, engine=engine))
+    assert 0 < len(plan.optimizations) <= MAX_CANDIDATES
+    assert plan.estimated_total_improvement
+    assert plan.instance_id == "i-1"
+    assert plan.prediction is None, "nothing was measured"
+
+
+def test_no_finding_no_plan(engine: Engine) -> None:
+    plan = OptimizationEngine().generate_plan(bare(engine=engine))
+    assert plan.empty
+    assert plan.optimizations == ()
+    assert NOTHING in plan.estimated_total_improvement
+    assert plan.plan_hash
+
+
+def test_a_change_of_precision_is_listed_but_never_rolled_out() -> None:
+    plan = OptimizationEngine().generate_plan(bare(BottleneckType.HIGH_LATENCY))
+    assert any(o.needs_quality_gate for o in plan.optimizations)
+    assert plan.empty
+    assert "quality test" in plan.summary
+
+
+def test_measured_but_unexplained_supports_no_flag() -> None:
+    analysis = replace(bare(BottleneckType.QUEUE_BUILDUP), window=overall("a_healthy"))
+    plan = OptimizationEngine().generate_plan(analysis)
+    assert plan.empty
+    assert plan.advice
+
+
+def test_untrusted_data_supports_nothing() -> None:
+    stale = DataQuality((DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, "the page does not change"),))
+    plan = OptimizationEngine().generate_plan(replace(bare(BottleneckType.QUEUE_BUILDUP), quality=stale))
+    assert plan.empty
+    assert plan.optimizations == ()
+
+
+def test_what_the_caller_knows_is_stronger_than_what_the_analysis_found() -> None:
+    analysis = replace(bare(BottleneckType.QUEUE_BUILDUP), config=EngineConfig.of({"max_num_seqs": 8}, Source.INFERRED))
+    assert OptimizationEngine().generate_plan(analysis).changes[0].recommended_value == 16
+    assert OptimizationEngine().generate_plan(analysis, {"max_num_seqs": 32}).changes[0].recommended_value == 64
+
+
+def test_large_accelerators_may_go_beyond_the_usual_cap() -> None:
+    h100 = Hardware("H100-SXM", 1, 80 << 30, "9.0")
+    plan = OptimizationEngine().generate_plan(
+        bare(BottleneckType.QUEUE_BUILDUP), {"max_num_seqs": 256}, hardware=h100, engine_version="0.33.0"
+    )
+    assert plan.changes[0].recommended_value == 512
+
+
+# ---- Scoring and merging, with a predictor of the test's own ----
+
+
+class Says:
+    """A forecaster that knows the throughput ratio of each knob."""
+
+    def __init__(self, **ratios: float) -> None:
+        self.ratios = ratios
+
+    def predict(
+        self, windows: Window | Sequence[Window], current: EngineConfig, changes: Any, *, hardware: Hardware | None = None
+    ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+        made: tuple[ConfigChange, ...] = tuple(changes)
+        ratio = 1.0
+        for change in made:
+            ratio *= self.ratios.get(change.parameter, 1.0)
+        one, many = Estimate(100, 95, 105), Estimate(100 * ratio, 95 * ratio, 105 * ratio)
+        effect = PredictedEffect(
+            "throughput_tokens_per_second", Direction.IMPROVES if ratio > 1 else Direction.WORSENS, one, many,
+            Estimate(ratio, ratio * 0.9, ratio * 1.1),
+        )  # fmt: skip
+        flat = LatencyEstimate(Estimate(0.1, 0.1, 0.1))
+        return (
+            Prediction(current, Calibration.FITTED, one, itl_seconds=flat),
+            Prediction(current.with_changes(made), Calibration.FITTED, many, itl_seconds=flat),
+            (effect,) if made else (),
+        )
+
+
+def exhausted() -> Analysis:
+    cause = finding(BottleneckType.MEMORY_PRESSURE, Cause.KV_EXHAUSTED)
+    return Analysis("i", Engine.VLLM, bottlenecks=(cause,), window=overall("c_kv_bad_r2"), engine_version="0.32.0")
+
+
+def without_cap(analysis: Analysis) -> Analysis:
+    """The same run as if nobody had capped the pool."""
+    window = analysis.window
+    assert window is not None
+    kept = EngineConfig({k: v for k, v in window.config.settings.items() if k not in ("num_gpu_blocks_override", "kv_cache_memory_bytes")})
+    return replace(analysis, window=replace(window, config=kept))
+
+
+def test_candidates_come_in_the_order_of_predicted_benefit_over_risk() -> None:
+    plan = OptimizationEngine(Says(gpu_memory_utilization=1.1, watermark=2.0)).generate_plan(without_cap(exhausted()))
+    assert plan.changes[0].parameter == "watermark"
+    assert len(plan.optimizations) <= MAX_CANDIDATES
+    assert len({c.parameter for c in plan.changes}) == len(plan.changes)
+
+
+def test_what_is_predicted_to_harm_is_dropped_and_said() -> None:
+    plan = OptimizationEngine(Says(gpu_memory_utilization=0.5, watermark=1.5)).generate_plan(without_cap(exhausted()))
+    assert "gpu_memory_utilization" not in {c.parameter for c in plan.changes}
+    assert any(o.title.startswith("Not recommended") for o in plan.advice)
+    assert all(o.advice_only for o in plan.advice)
+
+
+def test_an_objective_that_is_predicted_to_be_missed_is_a_risk() -> None:
+    plan = OptimizationEngine(Says(watermark=1.5)).generate_plan(without_cap(exhausted()), slo_targets=[SLOTarget("itl", 0.05)])
+    assert any("itl < 0.05 is predicted to be missed" in risk for risk in plan.optimizations[0].risks)
