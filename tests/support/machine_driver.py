@@ -11,6 +11,7 @@ from perf_service.models.metrics import Engine
 from perf_service.models.plan import Plan, plan_hash
 from perf_service.models.workflow import (
     Event,
+    Gate,
     Judgement,
     MetricSample,
     RolloutPolicy,
@@ -103,6 +104,14 @@ class Machine:
     def status(self) -> WorkflowStatus:
         return self.workflow.status
 
+    def is_at(self, status: WorkflowStatus) -> bool:
+        """Whether the workflow is in that state now."""
+        return self.workflow.status is status
+
+    def gate_is(self, gate: Gate) -> bool:
+        """Whether its gate is that one now."""
+        return self.workflow.gate is gate
+
     def fleet(self) -> FleetState:
         """As the target would be observed."""
         states = [
@@ -115,8 +124,8 @@ class Machine:
         status = self.status
         seen = Observation(failures=self.failures, accepted=frozenset(self.accepted))
         if status in (S.COLLECTING, S.PREFLIGHT):
-            down = (Problem(ErrorReason.ENDPOINT_UNREACHABLE, "connection refused"),)
-            seen = replace(seen, pages=8, covered_seconds=600.0) if self.metrics_work else replace(seen, collect_problems=down)
+            refused = (Problem(ErrorReason.ENDPOINT_UNREACHABLE, "connection refused"),)
+            seen = replace(seen, pages=8, covered_seconds=600.0) if self.metrics_work else replace(seen, collect_problems=refused)
         if status is S.ANALYZING:
             seen = replace(seen, analysis=Analysis("f1", Engine.VLLM, overall_health_score=40.0, analysis_id="an-1"))
         if status is S.PLANNING:

@@ -69,9 +69,9 @@ def test_an_unreachable_engine_fails_soon_with_the_reason() -> None:
     machine.metrics_work = False
     machine.step()
     machine.step(1.0)
-    assert machine.status is S.COLLECTING
+    assert machine.is_at(S.COLLECTING)
     machine.step(1.0)
-    assert machine.status is S.FAILED
+    assert machine.is_at(S.FAILED)
     assert machine.workflow.failure_reason == ErrorReason.ENDPOINT_UNREACHABLE.value
     assert "connection refused" in machine.workflow.message
 
@@ -116,7 +116,7 @@ def test_a_target_that_does_not_answer_is_waited_for_and_then_fails() -> None:
     machine.run(until=S.PREFLIGHT)
     machine.target_works = False
     machine.step(10.0)
-    assert machine.status is S.PREFLIGHT
+    assert machine.is_at(S.PREFLIGHT)
     assert machine.run().status is S.FAILED
     assert machine.workflow.failure_reason == ErrorReason.TARGET_UNAVAILABLE.value
 
@@ -130,9 +130,9 @@ def test_approval_binds_and_times_out() -> None:
     assert requested.details["plan_hash"] == machine.workflow.plan_hash
     assert next_look_at(machine.workflow, machine.now) == machine.workflow.approval_deadline
     machine.step(86_399.0)
-    assert machine.status is S.AWAITING_APPROVAL
+    assert machine.is_at(S.AWAITING_APPROVAL)
     machine.step(2.0)
-    assert machine.status is S.REJECTED
+    assert machine.is_at(S.REJECTED)
     assert machine.workflow.failure_reason == "approval_timeout"
 
 
@@ -140,7 +140,7 @@ def test_an_approved_rollout_goes_on() -> None:
     machine = Machine.of(workflow(approval=True))
     machine.run(until=S.AWAITING_APPROVAL)
     machine.command(Approve("ann", machine.workflow.plan_hash))
-    assert machine.status is S.PREFLIGHT
+    assert machine.is_at(S.PREFLIGHT)
     assert machine.run().status is S.COMPLETED
     assert machine.workflow.approved_by == "ann"
 
@@ -176,7 +176,7 @@ def test_a_regression_within_doubt_is_held_until_it_is_beyond() -> None:
     machine = Machine.of(workflow(rollout=policy(hold_limit_seconds=900.0)))
     machine.run(until=S.BAKING)
     machine.ratio = 1.3
-    while machine.workflow.gate is not Gate.HELD:
+    while not machine.gate_is(Gate.HELD):
         machine.step(10.0)
         assert machine.status in (S.BAKING, S.DECIDING)
     done = machine.run()
@@ -214,11 +214,11 @@ def test_data_that_comes_back_releases_the_hold() -> None:
     machine = Machine.of(workflow())
     machine.run(until=S.BAKING)
     machine.metrics_work = False
-    while machine.workflow.gate is not Gate.HELD:
+    while not machine.gate_is(Gate.HELD):
         machine.step(10.0)
     machine.metrics_work = True
     machine.step(10.0)
-    assert machine.workflow.gate is Gate.OPEN
+    assert machine.gate_is(Gate.OPEN)
     assert machine.workflow.held_since is None
     assert machine.run().status is S.COMPLETED
 
@@ -239,9 +239,9 @@ def test_a_changed_replica_that_dies_is_a_hard_breach_even_while_paused() -> Non
     machine.ready["r0"] = False
     machine.carry_out = False
     machine.step(1.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
     assert machine.workflow.failure_reason == "replica_not_ready"
-    assert machine.workflow.gate is Gate.OPEN
+    assert machine.gate_is(Gate.OPEN)
 
 
 def test_a_restart_that_nobody_asked_for_is_a_hard_breach() -> None:
@@ -249,10 +249,10 @@ def test_a_restart_that_nobody_asked_for_is_a_hard_breach() -> None:
     machine.restarts = dict.fromkeys(machine.restarts, 3)  # earlier ones do not count
     machine.run(until=S.BAKING)
     machine.step(1.0)
-    assert machine.status is S.BAKING
+    assert machine.is_at(S.BAKING)
     machine.restarts["r0"] = 4
     machine.step(1.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
     assert machine.workflow.failure_reason == "restarts"
 
 
@@ -261,11 +261,11 @@ def test_an_unchanged_replica_that_is_down_only_holds() -> None:
     machine.run(until=S.BAKING)
     machine.ready["r3"] = False
     machine.step(1.0)
-    assert machine.status is S.BAKING
-    assert machine.workflow.gate is Gate.HELD
+    assert machine.is_at(S.BAKING)
+    assert machine.gate_is(Gate.HELD)
     machine.ready["r3"] = True
     machine.step(1.0)
-    assert machine.workflow.gate is Gate.OPEN
+    assert machine.gate_is(Gate.OPEN)
 
 
 def test_drift_is_held_and_not_fought_then_rolled_back() -> None:
@@ -273,7 +273,7 @@ def test_drift_is_held_and_not_fought_then_rolled_back() -> None:
     machine.run(until=S.BAKING)
     machine.configs["r3"] = machine.configs["r3"].of({"max_num_seqs": 9})
     machine.step(1.0)
-    assert machine.workflow.gate is Gate.HELD
+    assert machine.gate_is(Gate.HELD)
     done = machine.run()
     assert done.status is S.ROLLED_BACK
     assert done.failure_reason == ErrorReason.TARGET_DRIFT.value
@@ -298,7 +298,7 @@ def test_a_refused_apply_is_tried_again_under_a_new_id_and_then_rolled_back() ->
         machine.step(1.0)
     assert machine.workflow.replicas[0].attempts == 3
     machine.step(1.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
     machine.refuse = None
     done = machine.run()
     assert done.status is S.ROLLED_BACK
@@ -311,7 +311,7 @@ def test_a_permanent_refusal_is_not_tried_again() -> None:
     machine.refuse = Problem(ErrorReason.TARGET_APPLY_FAILED, "unknown flag", permanent=True)
     machine.step(1.0)
     machine.step(1.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
 
 
 def test_a_replica_that_never_becomes_ready_is_rolled_back_at_the_deadline() -> None:
@@ -321,9 +321,9 @@ def test_a_replica_that_never_becomes_ready_is_rolled_back_at_the_deadline() -> 
     machine.step(99.0)
     machine.step(2.0)
     machine.step(97.0)
-    assert machine.status is S.APPLYING
+    assert machine.is_at(S.APPLYING)
     machine.step(3.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
 
 
 def test_a_decision_that_was_recorded_but_not_acted_on_is_made_good() -> None:
@@ -348,7 +348,7 @@ def test_rollback_is_not_believed_until_the_order_was_taken() -> None:
     machine.command(Abort("ann"))
     for _ in range(5):
         machine.step(1.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
     machine.carry_out = True
     assert machine.run().status is S.ROLLED_BACK
 
@@ -374,12 +374,12 @@ def test_the_bake_clock_stops_while_paused() -> None:
     machine.command(Pause("ann"))
     for _ in range(10):
         machine.step(10.0)
-    assert machine.status is S.BAKING
+    assert machine.is_at(S.BAKING)
     machine.command(Resume("ann"))
     assert machine.workflow.paused_seconds == pytest.approx(100.0)
     machine.step(10.0)
     machine.step(10.0)
-    assert machine.status is S.BAKING, "40 of 60 s"
+    assert machine.is_at(S.BAKING), "40 of 60 s"
     assert machine.run().status is S.COMPLETED
 
 
@@ -390,18 +390,18 @@ def test_stages_wait_for_promotion_where_told_and_time_out() -> None:
         machine.run(until=S.DECIDING)
         for _ in range(20):
             machine.step(10.0)
-        assert machine.status is S.DECIDING
+        assert machine.is_at(S.DECIDING)
         assert machine.workflow.stage_index == stage
         machine.command(Promote("ann"))
         machine.step()
-        assert machine.status is S.APPLYING
+        assert machine.is_at(S.APPLYING)
     assert machine.run().status is S.COMPLETED, "after the last stage there is nothing to wait for"
 
     late = Machine.of(workflow(rollout=waiting))
     late.run(until=S.DECIDING)
     late.step()
     late.step(waiting.approval_timeout_seconds + 1)
-    assert late.status is S.ROLLING_BACK
+    assert late.is_at(S.ROLLING_BACK)
     assert late.workflow.failure_reason == "promotion_timeout"
 
 
@@ -412,7 +412,7 @@ def test_a_rollout_that_waits_for_promotion_is_still_watched() -> None:
     machine.step()
     machine.errors = 0.5
     machine.step(10.0)
-    assert machine.status is S.ROLLING_BACK
+    assert machine.is_at(S.ROLLING_BACK)
 
 
 def test_promotion_cuts_the_bake_short_but_does_not_excuse_a_breach() -> None:
@@ -429,7 +429,7 @@ def test_promotion_cuts_the_bake_short_but_does_not_excuse_a_breach() -> None:
     bad.command(Promote("ann", full=True))
     bad.ready["r0"] = False
     bad.step(1.0)
-    assert bad.status is S.ROLLING_BACK
+    assert bad.is_at(S.ROLLING_BACK)
 
 
 def test_dry_run_walks_every_stage_and_touches_nothing() -> None:
@@ -474,7 +474,7 @@ def test_a_pause_stops_preparation() -> None:
     machine.run(until=S.ANALYZING)
     machine.command(Pause("ann"))
     machine.step(10.0)
-    assert machine.status is S.ANALYZING
+    assert machine.is_at(S.ANALYZING)
     assert next_look_at(machine.workflow, machine.now) is None
     machine.command(Resume("ann"))
     assert machine.run().status is S.COMPLETED
