@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from perf_service.cli import analyses, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
+from perf_service.cli import analyses, demo, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
 from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
 _ = engines  # adds `up` and `down` to the fleets

@@ -41,6 +41,7 @@ class _Watcher:
         self.console = console
         self.live = console.is_terminal and not as_json
         self.state: WatchState | None = None
+        self.outcome = True  # whether the end shows predicted against realised
         self.notice = ""
         self.lost_at: float | None = None
 
@@ -52,7 +53,7 @@ class _Watcher:
         workflow = self.state.workflow
         if workflow.status is WorkflowStatus.AWAITING_APPROVAL:
             parts.append(Text(f"  approve:  perf-service rollout approve {workflow.workflow_id}", style="magenta"))
-        if workflow.outcome is not None and workflow.status.terminal:
+        if self.outcome and workflow.outcome is not None and workflow.status.terminal:
             parts.append(outcome_table(workflow.outcome))
         if self.notice:
             parts.append(Text(f"  {self.notice}", style="yellow"))
@@ -103,6 +104,7 @@ def follow(
     after_sequence: int = 0,
     as_json: bool = False,
     token: str = "",
+    outcome: bool = True,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Watch until the rollout ends. 0 completed, 1 failed, 2 rolled back. PerfServiceError when it cannot be watched at all.
@@ -112,6 +114,7 @@ def follow(
     console = out()
     with connect(address, token=token) as server, ExitStack() as stack:
         watcher = _Watcher(server, workflow_id, after_sequence, as_json, console)
+        watcher.outcome = outcome
         if watcher.live:
             stack.enter_context(Live(get_renderable=watcher.view, console=console, refresh_per_second=4, transient=False))
         while True:
@@ -131,7 +134,7 @@ def follow(
     if watcher.state is None:
         raise PerfServiceError(ErrorReason.INTERNAL, f"{address} ended the watch of {workflow_id} without a word")
     workflow = watcher.state.workflow
-    if not watcher.live and not as_json and workflow.outcome is not None:
+    if outcome and not watcher.live and not as_json and workflow.outcome is not None:
         console.print(outcome_table(workflow.outcome))
     code = exit_code(workflow.status)
     if code:
