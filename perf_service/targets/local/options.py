@@ -35,6 +35,7 @@ _PLACEHOLDERS = ("port", "host", "flags", "python", "instance_id", "model")
 _NAMES = (
     "command", "ports", "host", "state_dir", "startup_timeout_seconds", "stop_timeout_seconds", "probe_path", "probe_body", "health_path",
 )  # fmt: skip
+LOOPBACK = "127.0.0.1"  # the default: an engine has no authentication of its own
 _EXAMPLE = "vllm serve MODEL --host {host} --port {port} {flags}"
 _VARIABLE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
@@ -50,7 +51,7 @@ class LocalOptions:
     command: tuple[str, ...]
     ports: tuple[int, ...] = ()
     base_port: int | None = None
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     state_dir: Path | None = None
     startup_timeout_seconds: float = 900.0  # a large model takes minutes to load and compile
     stop_timeout_seconds: float = 30.0
@@ -70,7 +71,7 @@ class LocalOptions:
             command=_command(options.get("command", "")),
             ports=ports,
             base_port=base,
-            host=options.get("host", "") or cls.host_default(),
+            host=options.get("host", "") or LOOPBACK,
             state_dir=Path(options["state_dir"]) if options.get("state_dir") else None,
             startup_timeout_seconds=_seconds(options, "startup_timeout_seconds", 900.0),
             stop_timeout_seconds=_seconds(options, "stop_timeout_seconds", 30.0),
@@ -80,11 +81,6 @@ class LocalOptions:
             environment=_environment(options),
         )
 
-    @staticmethod
-    def host_default() -> str:
-        """Loopback: an engine has no authentication of its own."""
-        return "127.0.0.1"
-
     def port_of(self, instances: Sequence[Instance]) -> dict[str, int]:
         """Each replica's port. Raises InvalidArgumentError where one has none, or two have the same."""
         ordered = sorted(instances, key=lambda i: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", i.instance_id)])
@@ -92,7 +88,7 @@ class LocalOptions:
             raise _invalid("ports", f"names {len(self.ports)} ports for {len(ordered)} replicas")
         found: dict[str, int] = {}
         for index, instance in enumerate(ordered):
-            told = _endpoint_port(instance.endpoint)
+            told = endpoint_port(instance.endpoint)
             port = self.ports[index] if self.ports else self.base_port + index if self.base_port else told
             if port is None:
                 raise _invalid("ports", f"is needed: the endpoint {instance.endpoint!r} of {instance.instance_id!r} names no port")
@@ -200,7 +196,8 @@ def _environment(options: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _endpoint_port(endpoint: str) -> int | None:
+def endpoint_port(endpoint: str) -> int | None:
+    """The port that an endpoint names, None where it names none. Raises InvalidArgumentError."""
     try:
         return urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}").port
     except ValueError as error:

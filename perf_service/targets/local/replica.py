@@ -33,7 +33,7 @@ from perf_service.targets.local.state import Intent, ReplicaRecord, StateFile, f
 
 _TICK_SECONDS: Final = 0.05
 _PROBE_EVERY_SECONDS: Final = 0.25
-_PROBE_TIMEOUT_SECONDS: Final = 60.0  # of one completion on an engine that nobody else uses yet
+_PROBE_TIMEOUT_SECONDS: Final = 120.0  # of one completion: the fleet's clients may have filled the new engine's queue before it
 _HEALTH_TIMEOUT_SECONDS: Final = 5.0
 _LOG_LINES: Final = 8
 _LOGS_KEPT: Final = 5
@@ -313,26 +313,43 @@ class ReplicaSupervisor:
     async def _prove(self, intent: Intent | None) -> None:
         """Wait for the first completion. Raises TargetError TARGET_APPLY_FAILED where the process dies or takes too long."""
         deadline = time.monotonic() + self._options.startup_timeout_seconds
-        model, why = "", "nothing has answered yet"
-        while True:
-            record = await asyncio.to_thread(self._state.read)
-            if record.intent != intent or not record.wanted:
-                raise Superseded
-            if not processes.alive(record.process):
-                code = processes.reap(record.process.pid) if record.process else None
-                ended = "" if code is None else f" (exit code {code})"
-                raise self._start_failed(f"ended before it could serve{ended}", record.process_generation)
-            if time.monotonic() > deadline:
-                limit = self._options.startup_timeout_seconds
-                raise self._start_failed(f"served no completion within {limit:g} s: {why}", record.process_generation)
-            model = model or await self._probe.served_model(self._port) or self._model
-            path, body = self._options.probe(self._engine, model)
-            left = max(_TICK_SECONDS, min(_PROBE_TIMEOUT_SECONDS, deadline - time.monotonic()))
-            why = await self._probe.completion(self._port, path, body, timeout_seconds=left)
-            # The answer counts only if it came from our process: it must still be there.
-            if not why and processes.alive(record.process):
-                return
-            await asyncio.sleep(_PROBE_EVERY_SECONDS)
+        why = "nothing has answered yet"
+        attempt: asyncio.Task[str] | None = None
+        try:
+            while True:
+                record = await asyncio.to_thread(self._state.read)
+                if record.intent != intent or not record.wanted:
+                    raise Superseded
+                if not processes.alive(record.process):
+                    code = processes.reap(record.process.pid) if record.process else None
+                    ended = "" if code is None else f" (exit code {code})"
+                    raise self._start_failed(f"ended before it could serve{ended}", record.process_generation)
+                # The answer counts only if it came from our process: it was there a moment ago, and the port was free before it.
+                if attempt is not None and attempt.done():
+                    why = attempt.result()
+                    if not why:
+                        return
+                    attempt = None
+                if time.monotonic() > deadline:
+                    limit = self._options.startup_timeout_seconds
+                    raise self._start_failed(f"served no completion within {limit:g} s: {why}", record.process_generation)
+                if attempt is None:
+                    left = max(_TICK_SECONDS, min(_PROBE_TIMEOUT_SECONDS, deadline - time.monotonic()))
+                    attempt = asyncio.create_task(self._ask(left))
+                # A completion may wait in the engine's queue for long; a newer intent or the process's end must not.
+                begun = time.monotonic()
+                await asyncio.wait({attempt}, timeout=_PROBE_EVERY_SECONDS)
+                if attempt.done() and attempt.result():
+                    await asyncio.sleep(_PROBE_EVERY_SECONDS - (time.monotonic() - begun))
+        finally:
+            if attempt is not None:
+                attempt.cancel()
+
+    async def _ask(self, timeout_seconds: float) -> str:
+        """Ask for one completion: why there is none, empty where there is."""
+        model = await self._probe.served_model(self._port) or self._model
+        path, body = self._options.probe(self._engine, model)
+        return await self._probe.completion(self._port, path, body, timeout_seconds=timeout_seconds)
 
     async def _finish(self, intent: Intent, **facts: object) -> None:
         def change(record: ReplicaRecord) -> ReplicaRecord:

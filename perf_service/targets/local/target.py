@@ -17,7 +17,7 @@ from perf_service.models.fleet import Fleet, Instance
 from perf_service.targets.base import Capabilities, FleetState, Op, PreflightReport
 from perf_service.targets.checks import replica_unknown
 from perf_service.targets.files import safe_name, unusable
-from perf_service.targets.local.options import LocalOptions
+from perf_service.targets.local.options import LocalOptions, endpoint_port
 from perf_service.targets.local.probe import EngineProbe
 from perf_service.targets.local.processes import supported
 from perf_service.targets.local.replica import ReplicaSupervisor
@@ -59,7 +59,7 @@ class LocalTarget:
             instance.instance_id: ReplicaSupervisor(
                 instance_id=instance.instance_id,
                 engine=instance.engine,
-                endpoint=instance.endpoint or self._probe.base(ports[instance.instance_id]),
+                endpoint=instance.endpoint if endpoint_port(instance.endpoint) else self._probe.base(ports[instance.instance_id]),
                 port=ports[instance.instance_id],
                 model=instance.model_name or fleet.model_name,
                 engine_version=instance.engine_version,

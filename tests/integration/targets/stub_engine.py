@@ -2,7 +2,7 @@
 
 It leaves children: one in a session of its own, without our environment, that ignores SIGTERM (found by its log), one that writes
 elsewhere but has the environment. Some values of --max-num-seqs are special, so that a changed flag can break the start:
-13 refuses to boot, 14 never serves, 15 serves /health but answers no completion.
+13 refuses to boot, 14 never serves, 15 serves /health but answers no completion, 16 takes a completion and never answers it.
 """
 
 import argparse
@@ -46,6 +46,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200)
 
     def do_POST(self) -> None:
+        if options.max_num_seqs == 16:
+            time.sleep(300)
         asked = self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(200 if b'"model": "stub"' in asked.replace(b'":"', b'": "') and options.max_num_seqs != 15 else 503)
 
@@ -53,4 +55,5 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+http.server.ThreadingHTTPServer.daemon_threads = True
 http.server.ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()

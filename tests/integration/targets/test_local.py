@@ -72,11 +72,12 @@ async def test_only_a_completion_counts_and_only_in_time(local: Any, kit: Any, s
     assert engine_pids(kit, local) == []
 
 
-async def test_a_restore_cuts_off_a_change_that_is_under_way(local: Any, kit: Any) -> None:
+@pytest.mark.parametrize("seqs", [14, 16])
+async def test_a_restore_cuts_off_a_change_that_is_under_way(local: Any, kit: Any, seqs: int) -> None:
     target = await local.start()
     recorded = (await kit.replica(target, "a")).config
-    await target.apply("a", kit.config(14), expect_hash=config_hash(recorded), op=kit.op())
-    await kit.until(target, "a", lambda s: s.config_hash == config_hash(kit.config(14)))
+    await target.apply("a", kit.config(seqs), expect_hash=config_hash(recorded), op=kit.op())
+    await kit.until(target, "a", lambda s: s.config_hash == config_hash(kit.config(seqs)))
     with pytest.raises(TargetError) as info:
         await target.apply("a", kit.config(7), expect_hash=config_hash(recorded), op=kit.op())
     assert info.value.reason is ErrorReason.TARGET_DRIFT
