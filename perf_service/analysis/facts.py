@@ -28,6 +28,10 @@ TOKEN_BUDGET_KNOBS: dict[Engine, tuple[str, ...]] = {
 }
 
 
+UNTELLING = 0.4
+"""Tightness of a scatter that says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pinning:
     """How constant the number of running requests was while others waited."""
@@ -341,7 +345,10 @@ def _pinning(pages: Sequence[Snapshot], output: float | None) -> Pinning | None:
     expected = limit / max(output or 100.0, 1.0) + 0.5 * near
     error = math.sqrt(max(expected, 0.05) / len(deficits))
     excess = (sum(deficits) / len(deficits) - expected) / error
-    return Pinning(share, limit, len(queued), sum(queued) / len(queued), 1.0 - min(1.0, max(0.0, (excess - 1.0) / 2.0)))
+    tight = 1.0 - min(1.0, max(0.0, (excess - 1.0) / 2.0))
+    # Short answers leave in droves after every step: then scatter says nothing about a limit.
+    telling = 1.0 - min(1.0, max(0.0, (1.0 / max(output or 100.0, 1.0) - 0.1) / 0.2))
+    return Pinning(share, limit, len(queued), sum(queued) / len(queued), tight * telling + UNTELLING * (1.0 - telling))
 
 
 def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> Pinning | None:

@@ -17,7 +17,7 @@ import math
 
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
-from perf_service.analysis.facts import Facts
+from perf_service.analysis.facts import UNTELLING, Facts
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Engine, Hist
 
@@ -109,7 +109,9 @@ def kv_weight(facts: Facts) -> float:
     if facts.preemptions:
         per_request = facts.preemptions_per_request
         often = per_request is not None and per_request >= t.PREEMPTIONS_PER_REQUEST.value
-        return 0.97 if often or (per_request is None and (peak or 0.0) >= t.KV_FREE_MAX.value) else 0.5
+        if per_request is not None and often:
+            return 0.7 + 0.27 * ramp(per_request, t.PREEMPTIONS_PER_REQUEST.value, t.PREEMPTIONS_PATHOLOGICAL.value)
+        return 0.9 if per_request is None and (peak or 0.0) >= t.KV_FREE_MAX.value else 0.4
     if peak is not None and peak >= t.KV_FULL.value:
         return 0.85
     if need is not None and need >= t.KV_NEED_FULL.value:
@@ -313,7 +315,7 @@ def _held_beside_prefill(facts: Facts) -> float:
     if pinning is None or occupancy is None or pinning.limit < 2 or facts.token_budget is not None:
         return 0.0
     in_prefill = min(1.0, occupancy / pinning.limit)
-    return pinning.tightness * ramp(pinning.scrapes, 3, 8) * (1.0 - ramp(in_prefill, 0.2, 0.5))
+    return ramp(pinning.tightness, UNTELLING, 1.0) * ramp(pinning.scrapes, 3, 8) * (1.0 - ramp(in_prefill, 0.2, 0.5))
 
 
 def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
