@@ -12,9 +12,9 @@ from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 from perf_service.models.plan import Calibration, Direction, Estimate, LatencyEstimate, PredictedEffect, Prediction
 from perf_service.models.window import Window
 from perf_service.optimization.catalogue import KnobCatalogue
-from perf_service.optimization.predictor.estimates import interval, observed, ratio_of
+from perf_service.optimization.predictor.estimates import interval, observed, ratio_of, weighted_quantile
 from perf_service.optimization.predictor.roofline import prior_of
-from perf_service.optimization.predictor.scenario import Scenarios, scenarios_of
+from perf_service.optimization.predictor.scenario import Scenarios, budgets_of, scenarios_of
 from perf_service.optimization.predictor.service import Limits, Request, Steady, steady
 from perf_service.optimization.predictor.steptime import StepCost, StepFit, fit, observations_of
 from perf_service.optimization.predictor.workload import Workload, read_workload
@@ -63,20 +63,32 @@ class Predictor:
         if load is None:
             why = "no finished request in the window: there is no workload to predict for"
             return _nothing(config, why), _nothing(after, why), ()
-        limits = scenarios_of(engine, config, made, parts, load, version, self._catalogue)
         prior = prior_of(hardware, config)
-        fitted = fit(observations_of(parts, limits.now.token_budget if math.isfinite(limits.now.token_budget) else None), prior)
+        runs: Runs = []
+        notes: list[str] = []
+        fitted: StepFit | None = None
+        spread = False
+        hypotheses = budgets_of(config, made, load)
+        for assumed in hypotheses:
+            limits = scenarios_of(engine, assumed.over(config), made, parts, load, version, self._catalogue, budget_told=not len(assumed))
+            budget = limits.now.token_budget
+            fitted = fit(observations_of(parts, budget if math.isfinite(budget) else None), prior)
+            if fitted is None:
+                why = "no step times in the window: too few tokens were generated"
+                return _nothing(config, why), _nothing(after, why), ()
+            notes += limits.notes
+            if limits.impossible:
+                baseline = _baseline(config, parts, load, tuple(notes))
+                return baseline, _nothing(after, limits.impossible, *notes), ()
+            spread = spread or len(limits.after) > 1
+            runs += _runs(load, fitted, limits) if made else []
         if fitted is None:
-            why = "no step times in the window: too few tokens were generated"
-            return _nothing(config, why), _nothing(after, why), ()
-        notes = [*limits.notes, *_notes(load, fitted, prior.text)]
-        baseline = _baseline(config, parts, load, tuple(notes))
-        if limits.impossible:
-            return baseline, _nothing(after, limits.impossible, *notes), ()
+            raise AssertionError("there is always one hypothesis")
+        said = tuple(dict.fromkeys([*notes, *_notes(load, fitted, prior.text)]))
+        baseline = _baseline(config, parts, load, said)
         if not made:
             return baseline, replace(baseline, config=after), ()
-        runs = _runs(load, fitted, limits)
-        prediction = _prediction(after, baseline, runs, load, fitted, limits, tuple(notes))
+        prediction = _prediction(after, baseline, runs, load, fitted, said, spread or len(hypotheses) > 1)
         return baseline, prediction, _effects(baseline, prediction)
 
 
@@ -157,7 +169,7 @@ def _around(value: float | None, spread: float) -> Estimate | None:
 
 
 def _prediction(
-    config: EngineConfig, baseline: Prediction, runs: Runs, load: Workload, fitted: StepFit, limits: Scenarios, notes: tuple[str, ...]
+    config: EngineConfig, baseline: Prediction, runs: Runs, load: Workload, fitted: StepFit, notes: tuple[str, ...], assumed: bool
 ) -> Prediction:
     stretch = _stretch(runs, fitted)
     outside = stretch > 0.5
@@ -171,7 +183,7 @@ def _prediction(
         """What was measured, times what the model says that changes; the model alone where the two disagree on the present."""
         error = math.hypot(MODEL_ERROR[kind], EXTRAPOLATION_ERROR * stretch)
         pairs = []
-        for weight, now, after in runs if kind in ("throughput", "itl") else stable:
+        for weight, now, after in runs if kind == "throughput" else stable:
             present, then = of(now), of(after)
             if before is None or before.value <= 0 or present <= 0:
                 pairs.append((weight, then))
@@ -187,8 +199,9 @@ def _prediction(
         made = anchored(mean, before.mean if before else None, kind)
         if made is None:
             return None
+        # Quantiles are less certain than means: the model knows the distribution of steps only roughly.
         others = {
-            name: anchored(of, getattr(before, name) if before else None, kind if name == "p50" else "ttft" if kind == "ttft" else "queue")
+            name: anchored(of, getattr(before, name) if before else None, "ttft" if kind in ("ttft", "itl") else "queue")
             for name, of in quantiles.items()
         }
         return LatencyEstimate(made, **others)
@@ -196,7 +209,7 @@ def _prediction(
     decodes = load.output > 1.5
     return Prediction(
         config=config,
-        calibration=Calibration.EXTRAPOLATED if outside or len(limits.after) > 1 else Calibration.FITTED,
+        calibration=Calibration.EXTRAPOLATED if outside or assumed else Calibration.FITTED,
         throughput_tokens_per_second=anchored(
             lambda s: s.requests_per_second * load.output, baseline.throughput_tokens_per_second, "throughput"
         ),
@@ -207,12 +220,20 @@ def _prediction(
         else None,
         tpot_seconds=latency(lambda s: s.itl, "itl", baseline.tpot_seconds or baseline.itl_seconds) if decodes else None,
         e2e_seconds=latency(lambda s: s.e2e, "e2e", baseline.e2e_seconds, p50=lambda s: s.e2e_p50, p95=lambda s: s.e2e_p95),
-        queue_seconds=latency(lambda s: s.queue, "queue", None),
+        queue_seconds=_at_least_noise(latency(lambda s: s.queue, "queue", None), runs),
         preemptions_per_second=interval([(w, a.preemptions_per_second) for w, _, a in runs], 0.5),
         kv_cache_usage_ratio=interval([(w, a.kv_ratio) for w, _, a in runs if a.kv_ratio is not None], 0.15, top=1.0),
         running_requests=interval([(w, a.running) for w, _, a in runs], 0.15),
         notes=notes,
     )
+
+
+def _at_least_noise(queue: LatencyEstimate | None, runs: Runs) -> LatencyEstimate | None:
+    """A queue that vanishes may still be a step long: what is waited for is the running step."""
+    if queue is None:
+        return None
+    step = weighted_quantile([(w, a.step_seconds) for w, _, a in runs], 0.5)
+    return replace(queue, mean=replace(queue.mean, high=max(queue.mean.high, step)))
 
 
 def _trust(measured: float, modelled: float) -> float:
@@ -275,4 +296,4 @@ def _notes(load: Workload, fitted: StepFit, prior: str) -> list[str]:
         demand = "arrivals are taken to go on at the present rate"
     else:
         demand = "the windows do not tell clients that wait from arrivals of their own: both are allowed for"
-    return [demand, seen, prior]
+    return [demand, seen, prior] if fitted.decodes_high >= 1 else [demand, prior]

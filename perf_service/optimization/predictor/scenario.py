@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from perf_service.models.config import ConfigChange, EngineConfig
+from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.metrics import Engine, Gauge
 from perf_service.models.window import Window
 from perf_service.optimization.catalogue import KnobCatalogue, kv_capacity_tokens
@@ -25,7 +25,7 @@ _PREFIX_KNOBS = frozenset({"enable_prefix_caching", "disable_radix_cache", "pref
 MODELLED = _MEMORY_KNOBS | _SEQUENCE_KNOBS | _BUDGET_KNOBS | _POOL_KNOBS | _PREFIX_KNOBS | {"watermark", "schedule_conservativeness"}
 
 # Share of the prompt tokens that a prefix cache would serve, where nothing tells: from nothing shared to a long system prompt.
-UNKNOWN_HIT_RATIOS = (0.0, 0.25, 0.5, 0.75, 0.9)
+UNKNOWN_HIT_RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)
 _PREEMPTIONS_IF_FULL = 0.3  # per request, where the cache fills up and none was seen yet
 
 
@@ -49,6 +49,25 @@ class Scenarios:
     unmodelled: tuple[str, ...] = field(default=())
 
 
+# What a token budget may be that is not told, where it is about to be changed.
+_BUDGETS = (32, 64, 128, 256, 512)
+
+
+def budgets_of(config: EngineConfig, changes: Sequence[ConfigChange], load: Workload) -> list[EngineConfig]:
+    """What to assume of a token budget that is to change and whose present value is not known: one config for each hypothesis.
+
+    Requests that wait while few run, with prompts of several hundred tokens, are what a small budget looks like; then every value
+    that cuts the mean prompt into at least two chunks is allowed for. Otherwise it is taken not to bind.
+    """
+    change = next((c for c in changes if c.parameter in _BUDGET_KNOBS and config.number(c.parameter) is None), None)
+    if change is None or load.waiting < 0.5:
+        return [EngineConfig()]
+    target = change.recommended_value
+    ceiling = min(load.computed / 2, float(target) if isinstance(target, int) and target > 0 else math.inf)
+    fitting = [b for b in _BUDGETS if b < ceiling]
+    return [EngineConfig.of({change.parameter: b}, Source.INFERRED) for b in fitting] or [EngineConfig()]
+
+
 def scenarios_of(
     engine: Engine,
     config: EngineConfig,
@@ -57,10 +76,14 @@ def scenarios_of(
     load: Workload,
     version: str,
     catalogue: KnobCatalogue,
+    *,
+    budget_told: bool = True,
 ) -> Scenarios:
-    """Reads the config and its changes into the model's terms."""
+    """Reads the config and its changes into the model's terms. Without `budget_told` the config's token budget is a hypothesis."""
     notes: list[str] = []
-    now = _limits_now(engine, config, windows, load, version, catalogue, notes)
+    now = _limits_now(engine, config, windows, load, version, catalogue, notes, infer_sequences=budget_told)
+    if not budget_told:
+        notes.append(f"the present token budget is not known: {_BUDGETS[0]} to {_BUDGETS[-1]} tokens are allowed for")
     unmodelled = tuple(c.parameter for c in changes if c.parameter not in MODELLED)
     if unmodelled:
         notes.append(f"the effect of {', '.join(unmodelled)} on time is not modelled")
@@ -69,7 +92,7 @@ def scenarios_of(
     after: list[Scenario] = [Scenario(1.0, now)]
     for change in changes:
         if change.parameter in _BUDGET_KNOBS and config.number(change.parameter) is None:
-            return Scenarios(now, (), tuple(notes), f"the present {change.parameter} is not known: give it to have the change predicted")
+            notes.append(f"the present {change.parameter} is not known; nothing shows that it binds, so it is taken not to")
         after = [s for old in after for s in _apply(engine, config, change, old, load, notes)]
     return Scenarios(now, tuple(after), tuple(dict.fromkeys(notes)), "", unmodelled)
 
@@ -82,13 +105,16 @@ def _limits_now(
     version: str,
     catalogue: KnobCatalogue,
     notes: list[str],
+    *,
+    infer_sequences: bool,
 ) -> Limits:
     sequences = min((v for k in _SEQUENCE_KNOBS if (v := config.number(k)) is not None and v > 0), default=None)
     capacity = _capacity(engine, config, windows)
     block = config.number("block_size") or config.number("page_size") or (16.0 if engine is Engine.VLLM else 1.0)
     held = load.prompt + load.output / 2 + block / 2
     full = capacity is not None and load.running_max * held > 0.8 * capacity
-    if sequences is None and load.waiting > 0.5 and not full and load.running_max >= 1 and load.running > 0.85 * load.running_max:
+    pinned = load.waiting > 0.5 and load.running_max >= 1 and load.running > 0.85 * load.running_max
+    if infer_sequences and sequences is None and pinned and not full:
         sequences = load.running_max
         notes.append(f"the sequence limit is not known; running stays at {load.running_max:.0f} while others wait, so it is taken for it")
     budget = next((v for k in _BUDGET_KNOBS if (v := config.number(k)) is not None), None)
@@ -154,7 +180,7 @@ def _apply(
         elif load.hit_ratio:
             yield Scenario(old.weight, limits, None)
         else:
-            notes.append("how much prompts share is not seen while the prefix cache is off: anything from nothing to 90 % is assumed")
+            notes.append("how much prompts share is not seen while the prefix cache is off: anything from nothing to 95 % is assumed")
             for share in UNKNOWN_HIT_RATIOS:
                 yield Scenario(old.weight / len(UNKNOWN_HIT_RATIOS), limits, share)
     elif name == "watermark" and number is not None:

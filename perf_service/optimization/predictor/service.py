@@ -130,7 +130,7 @@ def _solve(
         requests_per_second=x,
         step_seconds=t,
         itl=seen,
-        itl_p50=plain if prompts < 0.5 else seen,
+        itl_p50=plain if prompts < math.log(2) else seen,  # Poisson: more than half of the steps carry no prompt
         itl_p95=max(seen, plain + cost.per_token * computed * _poisson_p95(prompts)),
         queue=queue,
         prefill=join + prefill + together,

@@ -48,6 +48,8 @@ def read_workload(windows: Sequence[Window]) -> Workload | None:
     running, waiting = _busy_mean(busy, Gauge.RUNNING_REQUESTS), _busy_mean(busy, Gauge.WAITING_REQUESTS)
     # Scrapes at the edges of a burst see it fill or drain; of a single window only mean and maximum are known.
     users = _median(totals) if len(totals) >= 3 else max(running + waiting, 0.9 * _most_total(windows))
+    ceiling = _ceiling([_last(w, Gauge.RUNNING_REQUESTS) + _last(w, Gauge.WAITING_REQUESTS) for w in windows])
+    users = ceiling or users
     seconds = sum(w.duration_seconds or 0.0 for w in busy)
     rate = _rate(busy, Counter.REQUESTS_SUCCEEDED, seconds)
     if rate is None and seconds:
@@ -64,7 +66,7 @@ def read_workload(windows: Sequence[Window]) -> Workload | None:
         tokens_per_second=_rate(busy, Counter.GENERATION_TOKENS, seconds) or (rate * output.mean if rate else None),
         arrivals_per_second=rate + max(0.0, growth) if rate is not None else None,
         users=max(1.0, users),
-        closed_weight=_closed_weight(totals, waiting, running + waiting, _most_total(windows)),
+        closed_weight=1.0 if ceiling else _closed_weight(totals, waiting, running + waiting, _most_total(windows)),
         running=running,
         running_max=max((g.max for w in windows if (g := w.gauge(Gauge.RUNNING_REQUESTS))), default=0.0),
         waiting=waiting,
@@ -72,6 +74,13 @@ def read_workload(windows: Sequence[Window]) -> Workload | None:
         preemptions_per_request=(_sum(windows, Counter.PREEMPTIONS) or 0.0) / finished,
         frontend=_frontend(windows),
     )
+
+
+def _ceiling(totals: Sequence[float]) -> float | None:
+    """A number of requests that is reached again and again but never passed: that many clients there are. Independent arrivals
+    seldom tie at their maximum when it is large."""
+    most = max(totals, default=0.0)
+    return most if most >= 8 and sum(t == most for t in totals) >= 3 else None
 
 
 def _closed_weight(totals: Sequence[float], waiting: float, mean: float, most: float) -> float:
