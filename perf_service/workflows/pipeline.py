@@ -299,11 +299,21 @@ class Pipeline:
             return None  # imported pages, or deregistered since
 
     async def _parts_of(self, analysis: Analysis) -> Sequence[Window]:
-        """The windows inside the analysis' own: they show the predictor several loads. Only of a single instance."""
+        """The windows inside the analysis' own: they show the predictor several loads.
+
+        Of a fleet the busiest replica stands for all: the merged window holds the demand on all of them, which no single one meets.
+        """
         window = analysis.window
-        if window is None or window.lifetime or window.start is None or window.end is None or window.replicas > 1:
+        if window is None or window.lifetime or window.start is None or window.end is None:
             return ()
-        return windows_of(await self.store.snapshots_between(window.instance_id, window.start, window.end))
+        if window.replicas <= 1:
+            return windows_of(await self.store.snapshots_between(window.instance_id, window.start, window.end))
+        try:
+            series = await self.series(await self.members(analysis.fleet_id), window.start, window.end)
+        except (NotFoundError, InvalidArgumentError):
+            return ()  # deleted since
+        parts = [windows_of(pages) for pages in series.values()]
+        return max(parts, key=lambda windows: sum(w.count(Hist.E2E_SECONDS) for w in windows), default=())
 
 
 def _nothing_ended(window: Window) -> bool:
