@@ -10,14 +10,16 @@ from typing import Final
 
 # Other processes' events are seen by one shared query at this interval, whatever the number of watchers.
 POLL_SECONDS: Final = 0.25
+POLL_BESIDE_LISTENER_SECONDS: Final = 1.0
 
 
 class EventNotifier:
     """Waiters by workflow. Events of this process wake at once; those of others by polling, where there can be others."""
 
-    def __init__(self, last_sequences: Callable[[Collection[str]], Awaitable[Mapping[str, int]]], *, poll: bool) -> None:
+    def __init__(self, last_sequences: Callable[[Collection[str]], Awaitable[Mapping[str, int]]], *, poll_seconds: float | None) -> None:
+        """`poll_seconds` None: all events come from this process."""
         self._last_sequences = last_sequences
-        self._poll = poll
+        self._poll_seconds = poll_seconds
         self._lock = threading.Lock()
         self._waiters: dict[str, set[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[bool]]]] = {}
         self._poller: asyncio.Task[None] | None = None
@@ -53,13 +55,13 @@ class EventNotifier:
                     del self._waiters[workflow_id]
 
     def _start_poller(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._poll and (self._poller is None or self._poller.done() or self._poller.get_loop() is not loop):
-            self._poller = loop.create_task(self._poll_others(), name="store-event-poll")
+        if self._poll_seconds is not None and (self._poller is None or self._poller.done() or self._poller.get_loop() is not loop):
+            self._poller = loop.create_task(self._poll_others(self._poll_seconds), name="store-event-poll")
 
-    async def _poll_others(self) -> None:
+    async def _poll_others(self, interval: float) -> None:
         """Runs while anybody waits. A store that is away for a moment is asked again: waiters have their own time-outs."""
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(interval)
             with self._lock:
                 names = tuple(self._waiters)
             if not names:

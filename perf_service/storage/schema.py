@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import Connection, insert, inspect, select, text, update
 
 from perf_service.models.errors import ErrorReason, StoreError
@@ -26,11 +24,10 @@ def _use_wal(db: Database) -> None:
     """Readers do not wait for the writer in WAL mode. The mode is a property of the file and cannot be set inside a transaction."""
 
     def pragma(connection: Connection) -> None:
-        raw: Any = connection.connection.driver_connection
-        raw.execute("ROLLBACK")
-        if raw.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            raw.execute("PRAGMA journal_mode = WAL")
-        raw.execute("BEGIN")
+        connection.exec_driver_sql("ROLLBACK")
+        if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        connection.exec_driver_sql("BEGIN")
 
     db.transact(pragma, writing=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from perf_service.storage.database import Database, parse_url
 from perf_service.storage.documents import DocumentRepository
 from perf_service.storage.fleets import FleetRepository
 from perf_service.storage.leases import LeaseRepository
-from perf_service.storage.notifier import EventNotifier
+from perf_service.storage.listener import Listener
+from perf_service.storage.notifier import POLL_BESIDE_LISTENER_SECONDS, POLL_SECONDS, EventNotifier
 from perf_service.storage.records import RecordRepository
 from perf_service.storage.schema import prepare
 from perf_service.storage.workflows import WorkflowRepository
@@ -31,7 +33,9 @@ class SqlStore(FleetRepository, DocumentRepository, WorkflowRepository, LeaseRep
         self._clock = clock
         self._lease_clock = lease_clock
         self._new_id = new_id
-        self._notifier = EventNotifier(self._last_sequences, poll=not db.in_memory)
+        poll = None if db.in_memory else POLL_SECONDS if db.is_sqlite else POLL_BESIDE_LISTENER_SECONDS
+        self._notifier = EventNotifier(self._last_sequences, poll_seconds=poll)
+        self._listener = None if db.is_sqlite else Listener(db.url, self._notifier.publish)
 
     @classmethod
     def open(
@@ -62,4 +66,6 @@ class SqlStore(FleetRepository, DocumentRepository, WorkflowRepository, LeaseRep
     async def close(self) -> None:
         """Finish running transactions and close every connection. May be called twice."""
         await self._notifier.close()
+        if self._listener is not None:
+            await asyncio.to_thread(self._listener.stop)
         await self._db.close()

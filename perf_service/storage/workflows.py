@@ -12,6 +12,7 @@ from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgume
 from perf_service.models.workflow import Event, Workflow, WorkflowStatus
 from perf_service.storage.codec import from_json, pack, to_json, unpack
 from perf_service.storage.database import Database
+from perf_service.storage.listener import Listener, ring
 from perf_service.storage.notifier import EventNotifier
 from perf_service.storage.pages import fetch_page, scope_of
 from perf_service.storage.ports import Page
@@ -24,6 +25,7 @@ class WorkflowRepository:
     _db: Database
     _clock: Callable[[], float]
     _notifier: EventNotifier
+    _listener: Listener | None  # None where this process has the store to itself, or all processes poll
 
     async def create_workflow(self, workflow: Workflow, events: Sequence[Event]) -> Workflow:
         """Insert with its first events.
@@ -65,6 +67,8 @@ class WorkflowRepository:
                 )
             )
             _insert_events(connection, events)
+            if self._listener is not None:
+                ring(connection, stored.workflow_id, last)
             return stored
 
         created = await self._db.write(work)
@@ -142,6 +146,8 @@ class WorkflowRepository:
                 )
             )
             _insert_events(connection, events)
+            if self._listener is not None:
+                ring(connection, stored.workflow_id, last)
             return stored
 
         saved = await self._db.write(work)
@@ -182,6 +188,8 @@ class WorkflowRepository:
 
     async def wait_for_events(self, workflow_id: str, after_sequence: int, timeout_seconds: float) -> bool:
         """True once there are events with sequence > after_sequence, False when the time is over."""
+        if self._listener is not None:
+            self._listener.start()
         return await self._notifier.wait(workflow_id, after_sequence, timeout_seconds)
 
     async def _last_sequences(self, workflow_ids: Collection[str]) -> Mapping[str, int]:

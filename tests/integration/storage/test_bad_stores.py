@@ -112,6 +112,22 @@ def test_a_postgresql_that_does_not_run(tmp_path: Path) -> None:
     assert "secret" not in info.value.message
 
 
+async def test_lost_connections_are_made_anew(postgres_url: str, opened: Opener, build: Any) -> None:
+    store = opened(postgres_url)
+    await store.create_fleet(build.fleet())
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        ended = connection.scalar(
+            text(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+        )
+    engine.dispose()
+    assert ended
+    assert [f.fleet_id for f in (await store.list_fleets()).items] == ["f"]
+
+
 async def test_a_damaged_document_names_what_it_was(path: Path, opened: Opener, intruder: sqlite3.Connection, build: Any) -> None:
     store = opened(f"sqlite:///{path}")
     await store.create_fleet(build.fleet())

@@ -98,6 +98,19 @@ async def test_a_watcher_at_another_server_sees_the_event(shared_url: str, opene
     assert time.monotonic() - begun < 5
 
 
+async def test_postgresql_rings_the_bell_itself(postgres_url: str, opened: Opener, build: Any) -> None:
+    writer, watcher = opened(postgres_url), opened(postgres_url)
+    watcher._notifier._poll_seconds = None
+    workflow = await writer.create_workflow(build.workflow(), build.events("w", 1))
+    # Until the listener's connection stands nothing can be heard, so the writer goes on until somebody has woken.
+    waiting = asyncio.create_task(watcher.wait_for_events("w", 10, 60.0))
+    while not waiting.done():
+        events = build.events("w", workflow.last_sequence + 1)
+        workflow = await writer.save_workflow(workflow, events, expect_version=workflow.version, fence=None)
+        await asyncio.wait({waiting}, timeout=0.02)
+    assert waiting.result()
+
+
 async def test_leases_run_on_the_database_clock(postgres_url: str, opened: Opener, build: Any, clock: Any) -> None:
     wrong = opened(postgres_url, clock=clock)  # a server whose clock is decades behind
     right = opened(postgres_url)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 
-import pytest
-
-from perf_service.storage import notifier as notifier_module
 from perf_service.storage.notifier import EventNotifier
 
 
@@ -33,7 +30,7 @@ async def settle() -> None:
 
 
 async def test_a_publication_wakes_those_behind_it_only() -> None:
-    notifier = EventNotifier(Table(), poll=False)
+    notifier = EventNotifier(Table(), poll_seconds=None)
     behind = asyncio.create_task(notifier.wait("w", 1, 30.0))
     level = asyncio.create_task(notifier.wait("w", 2, 30.0))
     await settle()
@@ -46,15 +43,15 @@ async def test_a_publication_wakes_those_behind_it_only() -> None:
 async def test_an_event_before_the_wait_is_seen_at_once() -> None:
     table = Table()
     table.last["w"] = 3
-    assert await EventNotifier(table, poll=False).wait("w", 2, 30.0)
+    assert await EventNotifier(table, poll_seconds=None).wait("w", 2, 30.0)
 
 
 async def test_the_time_can_be_over() -> None:
-    assert not await EventNotifier(Table(), poll=False).wait("w", 0, 0.001)
+    assert not await EventNotifier(Table(), poll_seconds=None).wait("w", 0, 0.001)
 
 
 async def test_nothing_is_kept_of_those_who_left() -> None:
-    notifier = EventNotifier(Table(), poll=False)
+    notifier = EventNotifier(Table(), poll_seconds=None)
     waiting = asyncio.create_task(notifier.wait("w", 0, 30.0))
     await settle()
     waiting.cancel()
@@ -62,10 +59,9 @@ async def test_nothing_is_kept_of_those_who_left() -> None:
     assert notifier._waiters == {}
 
 
-async def test_one_poll_serves_all_watchers_and_survives_a_lost_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifier_module, "POLL_SECONDS", 0.001)
+async def test_one_poll_serves_all_watchers_and_survives_a_lost_store() -> None:
     table = Table()
-    notifier = EventNotifier(table, poll=True)
+    notifier = EventNotifier(table, poll_seconds=0.001)
     waiting = [asyncio.create_task(notifier.wait("w", 0, 30.0)) for _ in range(50)]
     await settle()
     table.asked.clear()

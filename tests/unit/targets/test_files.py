@@ -15,7 +15,6 @@ from perf_service.targets.files import config_from_document, config_to_document,
 from perf_service.targets.local.processes import ProcessId
 from perf_service.targets.local.state import Intent, ReplicaRecord, StateFile
 
-
 _NAMES = st.text("aB.%/\\ é\n~-_", min_size=1, max_size=6)
 
 
