@@ -27,6 +27,7 @@ GROSS_MIN_REQUESTS = 10.0
 HARD_MIN_ERRORS = 3.0
 """Errors that a sample, or the stage, needs before the error limit says anything: one failed request of two is not 50 %."""
 LOAD_TOLERANCE_RATIO = 0.2
+UNDECLARED_LOSS_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +164,17 @@ def compared_keys(workflow: Workflow) -> tuple[str, ...]:
 def allowed_ratio(workflow: Workflow, key: str) -> float | None:
     """How much worse a latency may be against the baseline; None where the hypothesis holds it to its absolute bound instead.
 
-    A metric that the change is expected to worsen may worsen as far as predicted; with an objective of its own that the baseline met,
-    the objective is its bound (a cured queue raises ITL: a relative gate on it would veto every correct fix).
+    A metric that the plan declares it will worsen may worsen as far as predicted; with an objective of its own that the baseline met,
+    the objective is its bound (a cured queue raises ITL: a relative gate on it would veto every correct fix). A loss that is only
+    predicted, not declared (a change given by a person), is tolerated up to a doubling: beyond it the prediction is a warning.
     """
     tolerated = 1.0 + workflow.policy.max_relative_regression_ratio
     name = measures.loose_name(key)
     effects = [e for e in workflow.predicted_effects if measures.loose_name(e.metric) == name and e.direction is Direction.WORSENS]
-    losing = bool(effects) or any(measures.loose_name(loser) == name for loser in workflow.expected_losers)
-    if not losing:
-        return tolerated
+    declared = any(measures.loose_name(loser) == name for loser in workflow.expected_losers)
+    if not declared:
+        mild = [e.ratio.high for e in effects if e.metric == key and e.ratio.value <= UNDECLARED_LOSS_RATIO]
+        return max(tolerated, min(max(mild), UNDECLARED_LOSS_RATIO) * tolerated) if mild else tolerated
     for target in workflow.slo_targets:
         key_of_target = measures.slo_key(target)
         recorded = workflow.baseline.get(key_of_target)

@@ -25,8 +25,9 @@ def measure_outcome(workflow: Workflow, after: Measured | None) -> Outcome:
     if after is None or not workflow.baseline:
         return Outcome((), False, "completed; the effect could not be measured: no metrics before or after")
     effects = _effects(workflow, workflow.baseline, workflow.baseline_samples, after.values, after.samples)
-    reason = _why_not_comparable(workflow, effects, after.values)
-    shown = "; ".join(_sentence(e) for e in effects if e.metric in objectives(workflow)) or "no metric in common"
+    reason = _why_not_comparable(workflow, effects, after)
+    wanted = [e for e in effects if e.metric in objectives(workflow)] or [e for e in effects if e.metric in _DEFAULT_OBJECTIVES]
+    shown = "; ".join(_sentence(e) for e in wanted) or "no metric in common"
     note = f" (not comparable: {reason})" if reason else ""
     return Outcome(effects, not reason, f"completed: {shown}{note}")
 
@@ -128,10 +129,11 @@ def _mean_of(samples: Iterable[object], side: str) -> dict[str, float]:
     return {key: math.fsum(found) / len(found) for key, found in values.items()}
 
 
-def _why_not_comparable(workflow: Workflow, effects: tuple[RealisedEffect, ...], after: Mapping[str, float]) -> str:
+def _why_not_comparable(workflow: Workflow, effects: tuple[RealisedEffect, ...], measured: Measured) -> str:
     """Less load flatters the change and more load slanders it. More load with a better objective is no excuse: a cured queue
     completes more requests, which is part of the effect.
     """
+    after = measured.values
     shift = measures.mix_shift(workflow.baseline, after)
     if shift:
         return shift
@@ -139,7 +141,10 @@ def _why_not_comparable(workflow: Workflow, effects: tuple[RealisedEffect, ...],
     if not was or now is None:
         return ""
     ratio = objective_ratio(workflow, Outcome(effects))
-    fell, rose = now < was * (1.0 - LOAD_TOLERANCE_RATIO), now > was * (1.0 + LOAD_TOLERANCE_RATIO)
+    # Counts of arrivals differ by chance as well.
+    counted = min(workflow.baseline_samples.get(measures.REQUEST_RATE, 0.0), measured.samples.get(measures.REQUEST_RATE, 0.0))
+    tolerance = LOAD_TOLERANCE_RATIO + 1.64 * math.sqrt(2.0 / max(counted, 1.0))
+    fell, rose = now < was * (1.0 - tolerance), now > was * (1.0 + tolerance)
     if fell or (rose and ratio is not None and ratio > 1.0):
         return f"the load {'fell' if fell else 'rose'} from {was:.3g} to {now:.3g} requests/s"
     return ""
