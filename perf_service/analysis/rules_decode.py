@@ -29,7 +29,10 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of slow decoding with their weights."""
     interference = _interference(facts)
     kv = rules_queue.kv_weight(facts) if facts.preemptions else 0.0
-    decode = 0.7 * (1.0 - 0.8 * interference)
+    # A batch that is too slow is slow at every token; spikes leave the median far below the mean.
+    middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    steady = ramp(middle.value / facts.itl, 0.3, 0.7) if middle is not None and facts.itl else 1.0
+    decode = 0.7 * (1.0 - 0.8 * interference) * (0.3 + 0.7 * steady)
     return tuple(
         candidate
         for candidate in (
@@ -58,6 +61,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
 def _interference(facts: Facts) -> float:
     """How likely prefill chunks of others cause the slow tokens: a long tail over a short median, on prompt-heavy work."""
     tail, middle = facts.window.quantile(Hist.ITL_SECONDS, 0.99), facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    long = facts.window.quantile(Hist.PROMPT_TOKENS, 0.95)
     if tail is None or middle is None or middle.value <= 0 or facts.prompt_share is None or facts.prompt_tokens is None:
         return 0.0
     if facts.token_budget is not None and facts.token_budget <= 512:
@@ -65,7 +69,11 @@ def _interference(facts: Facts) -> float:
     objective = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
     spread = ramp(tail.value / middle.value, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
     slow = 1.0 - ramp(middle.value, objective, 2.0 * objective)  # the usual token is slow too: not spikes
-    heavy = slow * ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8) * ramp(facts.prompt_tokens, 256, 1024)
+    heavy = (
+        slow
+        * ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8)
+        * ramp(max(facts.prompt_tokens, long.value / 2.0 if long else 0.0), 256, 1024)
+    )
     return spread * heavy
 
 

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perf_service.analysis import thresholds as t
+from perf_service.collectors.histograms import added
 from perf_service.models.metrics import Counter, Gauge, Hist
-from perf_service.models.window import Window
+from perf_service.models.window import Window, histogram_quantile
 
 _MIN_PARTS = 2
 _MIN_REQUESTS = 20.0
+_MIN_LENGTHS = 30.0
 _SIGMA = 5.0  # a Poisson rate differs by this many standard deviations once in millions of comparisons
 
 
@@ -36,6 +38,7 @@ class _Side:
     seconds: float
     arrivals: float
     prompt: float | None
+    prompt_median: float | None
     itl: float | None
     tokens: float
     demand: float
@@ -117,11 +120,14 @@ def _side(parts: Sequence[Window]) -> _Side:
     grown = waiting[-1].last - (2 * waiting[0].mean - waiting[0].last) if waiting else 0.0
     prompts = [part.histograms[Hist.PROMPT_TOKENS] for part in parts if Hist.PROMPT_TOKENS in part.histograms]
     itls = [part.histograms[h] for part in parts for h in (Hist.ITL_SECONDS,) if h in part.histograms]
+    merged = added(prompts) if prompts else None
+    middle = histogram_quantile(merged, 0.5) if merged is not None else None
     counted, gaps = sum(p.count for p in prompts), sum(i.count for i in itls)
     return _Side(
         seconds=sum(part.duration_seconds or 0.0 for part in parts),
         arrivals=max(0.0, sum(_started(part) for part in parts) + grown),
-        prompt=sum(p.sum for p in prompts) / counted if counted >= 10 else None,
+        prompt=sum(p.sum for p in prompts) / counted if counted >= _MIN_LENGTHS else None,
+        prompt_median=middle.value if middle is not None else None,
         itl=sum(i.sum for i in itls) / gaps if gaps > 0 else None,
         tokens=gaps,
         demand=sum(_demand(part) for part in parts) / len(parts),
@@ -147,5 +153,7 @@ def _demand_moved(before: _Side, after: _Side) -> bool:
 def _length_change(index: int, before: _Side, after: _Side) -> Change | None:
     if not before.prompt or not after.prompt or _within(after.prompt / before.prompt, t.LOAD_STEP_RATIO.value):
         return None
+    if before.prompt_median and after.prompt_median and _within(after.prompt_median / before.prompt_median, t.LOAD_STEP_RATIO.value):
+        return None  # a few very long ones move the mean, not the median
     text = f"Prompts changed from {before.prompt:.0f} to {after.prompt:.0f} tokens inside the window."
     return Change(index, "prompt length", before.prompt, after.prompt, text)
