@@ -33,7 +33,7 @@ def demo(
     observe: Annotated[
         float, typer.Option("--observe", min=4, help="Seconds to measure before the diagnosis, and after the rollout.")
     ] = 10.0,
-    bake: Annotated[float, typer.Option("--bake", min=4, help="Seconds that each stage is watched.")] = 10.0,
+    bake: Annotated[float, typer.Option("--bake", min=4, help="Seconds that each stage is watched.")] = 8.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the load's arrivals and lengths.")] = 1,
 ) -> None:
     """See a fleet with a planted bottleneck measured, diagnosed, changed 10 % -> 50 % -> 100 %, and proven better.
@@ -72,8 +72,8 @@ class _Demo:
     def run(self, replicas: int, clients: int) -> bool:
         """The whole story. Whether the change was proven better."""
         begun = time.monotonic()
-        knob, value = PLANTED
-        self.say(f"{replicas} simulated vLLM engines, each started with --{knob.replace('_', '-')} {value}: the planted bottleneck")
+        planted = f"--{PLANTED[0].replace('_', '-')} {PLANTED[1]}"
+        self.say(f"{replicas} simulated vLLM engines (a 70B model on two H100 each), started with {planted}: the planted bottleneck")
         with working("starting server and engines"):
             self.stack.start_server()
             self.register(replicas)
@@ -103,7 +103,7 @@ class _Demo:
         from perf_service.cli.fleets import _stub
         from perf_service.cli.remote import config_of, slo_targets
         from perf_service.models.config import EngineConfig
-        from perf_service.v1 import engine_pb2, fleet_pb2, instance_pb2
+        from perf_service.v1 import config_pb2, engine_pb2, fleet_pb2, instance_pb2
         from perf_service.v1 import fleet_service_pb2 as pb
 
         target = fleet_pb2.TargetSpec(
@@ -113,6 +113,7 @@ class _Demo:
             fleet_id=FLEET, engine=engine_pb2.ENGINE_VLLM, model_name="demo", target=target, slo_targets=slo_targets(_OBJECTIVES)
         )
         self.ask(_stub, "CreateFleet", pb.CreateFleetRequest(fleet=fleet))
+        hardware = config_pb2.Hardware(accelerator="H100-SXM", accelerators=2, memory_bytes=80 * 2**30, compute_capability="9.0")
         for index, endpoint in enumerate(self.stack.endpoints):
             instance = instance_pb2.Instance(
                 instance_id=f"replica-{index}",
@@ -120,6 +121,7 @@ class _Demo:
                 engine=engine_pb2.ENGINE_VLLM,
                 endpoint=endpoint,
                 model_name="demo",
+                hardware=hardware,
                 config=config_of(EngineConfig.of(dict([PLANTED]))),
                 scrape_interval_seconds=_SCRAPE_SECONDS,
             )
@@ -226,7 +228,7 @@ class _Demo:
             self.console.print()
             self.console.print(table)
         failed = self.load.failed
-        self.detail(f"{failed} requests were refused or broken off while replicas restarted" if failed else "no request failed")
+        self.detail(f"{failed} attempts of clients were refused or broken off while replicas restarted" if failed else "no request failed")
         measured = {effect.metric: effect.ratio for effect in workflow.outcome.effects} if workflow.outcome is not None else {}
         proven = (
             workflow.status is WorkflowStatus.COMPLETED

@@ -26,6 +26,9 @@ __all__ = ["ClientView", "Load", "Mark", "Stack"]
 
 _COMMAND = (sys.executable, "-m", "perf_service.cli")
 _STOP_SECONDS = 20.0
+# Step times of Llama 3.1 70B (FP8) on two H100 under vLLM, read off the time per token at 4, 8 and 16 requests and the time to first token
+# of 1024-token prompts that ai-dynamo/aiconfigurator publishes (silicon_sample.csv, Apache-2.0).
+_PHYSICS = ("--step-base-ms", "17", "--step-per-seq-ms", "0.3", "--step-per-prefill-token-us", "100")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ class Stack:
 
     def engine_command(self) -> str:
         """The local target's command template: our own simulated vLLM."""
-        return f"{shlex.join((*_COMMAND, 'simulate-engine'))} --engine vllm --model-name demo --port {{port}} --startup-seconds 1 {{flags}}"
+        engine = shlex.join((*_COMMAND, "simulate-engine", "--engine", "vllm", "--model-name", "demo", *_PHYSICS, "--startup-seconds", "1"))
+        return f"{engine} --port {{port}} {{flags}}"
 
     def start_server(self) -> None:
         """Start the server and wait until it listens. PerfServiceError with its last words where it does not."""

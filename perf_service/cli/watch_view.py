@@ -224,18 +224,15 @@ def outcome_table(outcome: Outcome) -> RenderableType:
     """Predicted against realised, metric by metric."""
     from perf_service.cli.render import plain_table
 
-    table = plain_table("metric", "before", "after", "realised", "predicted", "")
+    table = plain_table("metric", "before", "after", "realised", "predicted", "interval", "inside")
     for effect in outcome.effects:
-        predicted = "-"
-        if effect.predicted_ratio is not None:
-            predicted = ratio(effect.predicted_ratio)
-            if effect.predicted_low is not None and effect.predicted_high is not None:
-                predicted += f" ({number(effect.predicted_low)} .. {number(effect.predicted_high)})"
-        inside = {True: Text("as predicted", "green"), False: Text("not as predicted", "yellow"), None: Text("")}[effect.within_prediction]
-        table.add_row(
-            metric_title(effect.metric), amount(effect.metric, effect.before), amount(effect.metric, effect.after),
-            ratio(effect.ratio), predicted, inside,
-        )  # fmt: skip
+        inside = {True: Text("✔", "green"), False: Text("✖", "yellow"), None: Text("")}[effect.within_prediction]
+        bounds = ""
+        if effect.predicted_low is not None and effect.predicted_high is not None:
+            bounds = f"{number(effect.predicted_low)} .. {number(effect.predicted_high)}"
+        predicted = ratio(effect.predicted_ratio) if effect.predicted_ratio is not None else ""
+        row = (amount(effect.metric, effect.before), amount(effect.metric, effect.after), ratio(effect.ratio), predicted, bounds, inside)
+        table.add_row(metric_title(effect.metric), *row)
     parts: list[RenderableType] = [table] if outcome.effects else []
     if outcome.effects and not outcome.comparable:
         parts.append(Text("not comparable: the workload changed in between", style="yellow"))

@@ -105,7 +105,8 @@ def test_the_outcome_sets_predicted_beside_realised() -> None:
         RealisedEffect("itl_seconds_mean", 0.011, 0.021, 1.9, 200, 300, None, None, None, None),
     )
     text = shown(outcome_table(Outcome(effects, False, "TTFT fell to a twentieth")))
-    assert "as predicted" in text
+    assert "✔" in text
+    assert "0.0300 .. 0.100" in text
     assert "x 0.0500" in text
     assert "not comparable" in text
     assert "TTFT fell to a twentieth" in text
