@@ -22,7 +22,7 @@ from perf_service.optimization.predictor.workload import Workload, read_workload
 # Spread (standard deviation of the log) of what the model leaves out, per metric; latencies of a queue are the least certain.
 MODEL_ERROR = {"throughput": 0.1, "itl": 0.12, "e2e": 0.12, "ttft": 0.4, "queue": 0.3}
 # And more for every doubling of the batch beyond what was seen.
-EXTRAPOLATION_ERROR = 0.06
+EXTRAPOLATION_ERROR = 0.1
 # Queue times under this are noise of the scheduler (seconds); ratios of them mean nothing.
 NOISE_SECONDS = 1e-3
 

@@ -82,7 +82,13 @@ def _solve(
         n = x * decodes * t
         room = limits.token_budget - n if limits.mixed else limits.token_budget
         chunks = max(1.0, computed / max(1.0, room)) if math.isfinite(room) else 1.0
-        return t, n, x * computed * t, t * chunks
+        # The steps of a prompt are not mean steps: they hold its own tokens.
+        own = chunks * cost.seconds(n, computed / chunks)
+        return t, n, x * computed * t, max(t * chunks, own)
+
+    def residual(x: float, t: float) -> float:
+        """Seconds until the running step ends, seen at random: E[t^2] / 2 E[t], steps with prompts being the long ones."""
+        return (t + x * (cost.per_token * min(computed, limits.token_budget)) ** 2) / 2
 
     def served(x: float) -> bool:
         t, n, p, prefill = at(x)
@@ -91,7 +97,7 @@ def _solve(
             inside <= limits.sequences
             and inside <= max(1.0, fits)
             and (n if limits.mixed else 0.0) + p <= limits.token_budget
-            and (users is None or inside + 0.5 * x * t <= users)
+            and (users is None or inside + x * residual(x, t) <= users)
         )
 
     low, high = 0.0, (1.0 - 1e-6) / work if work > 0 else 1e6
@@ -107,15 +113,14 @@ def _solve(
     if arrivals is not None and not overloaded:
         # An arriving request finds the others and adds itself: at low load that is a step with one decode, not with none.
         seen = cost.seconds(min(n + 1.0, max(1.0, limits.sequences)), p)
-        prefill = max(prefill, cost.seconds(n, computed) if computed <= limits.token_budget else prefill * seen / t)
     elif users is None or users <= 1.5:
         seen = max(t, cost.seconds(1.0))
     if users is not None:
-        queue = max(0.0, users - inside - 0.5 * x * t) / x if x > 0 else 0.0
+        queue = max(0.0, users - inside - x * residual(x, t)) / x if x > 0 else 0.0
         queue_p95 = 1.5 * queue
     else:
         queue, queue_p95 = _open_queue(x, capacity, request, min(limits.sequences, fits), decodes * seen + prefill)
-    join = 0.5 * t if n > 0.5 else 0.0  # waits for the step that is running
+    join = residual(x, t) if n > 0.5 else 0.0
     # Clients whose answers end together come back together: their prompts share steps.
     waits = users is not None and users - inside > 0.1 * users  # a queue in front of the engine spreads them out again
     bunch = 0.0 if waits else max(0.0, math.sqrt(inside) - 1.0)

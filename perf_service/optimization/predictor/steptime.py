@@ -79,6 +79,7 @@ class StepFit:
 
 _GRID = 13  # points per ratio, over +-2.4 standard deviations
 _KEPT = 40  # particles after thinning
+_CROWD = 4.0  # decodes in a step
 
 
 def observations_of(windows: Sequence[Window], token_budget: float | None) -> list[Observation]:
@@ -138,10 +139,10 @@ def _prefill(windows: Sequence[Window], budget: float | None, decoding: Sequence
     beside = sum(o.decodes for o in decoding) / len(decoding) if decoding else 0.0
     # Without a known budget a prompt is taken to fit into one step, which a wide sigma pays for.
     steps = max(1.0, tokens / max(1.0, budget - beside)) if budget else 1.0
-    # Prompts that arrive together share a step: the mean prompt sees some of its neighbours' tokens too.
-    neighbours = min(0.5 * beside, 4.0) if beside > 4 else 0.0
-    sigma = (0.25 if budget or tokens < 512 else 0.5) + 0.1 * neighbours
-    return Observation(sum(h.sum for h, _ in parts) / count, steps, beside, tokens * (1.0 + 0.5 * neighbours), sigma)
+    # Among many, prompts share steps in numbers that no page tells: then the time of one says little of its own tokens.
+    if beside > _CROWD:
+        return None
+    return Observation(sum(h.sum for h, _ in parts) / count, steps, beside, tokens, 0.25 if budget or tokens < 512 else 0.5)
 
 
 def fit(observations: Sequence[Observation], prior: Prior) -> StepFit | None:
