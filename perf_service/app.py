@@ -25,7 +25,7 @@ from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape
 from perf_service.collectors.transport import NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError
-from perf_service.models.fleet import Instance
+from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
 from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind
@@ -33,6 +33,7 @@ from perf_service.settings import Settings, describe
 from perf_service.storage.ports import Store
 from perf_service.storage.store import SqlStore, random_id
 from perf_service.targets.registry import TargetPool
+from perf_service.targets.supervision import LocalSupervision
 from perf_service.workflows.manager import WorkflowManager
 from perf_service.workflows.pipeline import Pipeline
 
@@ -104,6 +105,14 @@ class App:
         self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
         source = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time)
+        self._supervision = LocalSupervision(
+            self._local_fleets,
+            state_dir=settings.state_dir,
+            clock=time.time,
+            failed=lambda fleet_id, error: _log.warning(
+                "local fleet is not watched over", fleet_id=fleet_id, reason=error.reason.value, error=error.message
+            ),
+        )
         self.pipeline = Pipeline(self.store, source=source, clock=time.time, new_id=random_id)
         self.manager = WorkflowManager(
             self.store, pipeline=self.pipeline, targets=self._targets, clock=time.time, lease_ttl_seconds=settings.lease_seconds
@@ -122,6 +131,7 @@ class App:
                 await self._adopt_instances()
                 self._spawn("scrape", self.scheduler.run)
             self._spawn("rollouts", self.manager.run)
+            self._spawn("local fleets", self._supervision.run)
             self._spawn("housekeeping", self._keep_house)
             if settings.metrics_port is not None:
                 self._metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=self.registry)
@@ -149,6 +159,7 @@ class App:
         if metrics_server is not None:
             metrics_server.shutdown()
             metrics_server.server_close()
+        await self._supervision.close()
         await self._targets.close()
         await self._fetcher.aclose()
         await self.store.close()
@@ -198,14 +209,28 @@ class App:
         self._tasks.append(asyncio.create_task(forever(), name=name))
 
     async def _adopt_instances(self) -> None:
+        for instance in await self._instances():
+            self.scheduler.add(instance)
+
+    async def _instances(self, fleet_id: str | None = None) -> list[Instance]:
+        found: list[Instance] = []
         token = ""
         while True:
-            page = await self.store.list_instances(page_size=500, page_token=token)
-            for instance in page.items:
-                self.scheduler.add(instance)
+            page = await self.store.list_instances(fleet_id=fleet_id, page_size=500, page_token=token)
+            found += page.items
             token = page.next_page_token
             if not token:
-                return
+                return found
+
+    async def _local_fleets(self) -> list[tuple[Fleet, list[Instance]]]:
+        found: list[tuple[Fleet, list[Instance]]] = []
+        token = ""
+        while True:
+            page = await self.store.list_fleets(page_size=500, page_token=token)
+            found += [(fleet, await self._instances(fleet.fleet_id)) for fleet in page.items if fleet.target.kind is TargetKind.LOCAL]
+            token = page.next_page_token
+            if not token:
+                return found
 
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
         await self.store.add_snapshot(replace(snapshot, snapshot_id=random_id("snap")))
