@@ -84,7 +84,7 @@ class _Details2(_Details, grpc.ClientCallDetails):
     """What the next interceptor sees."""
 
 
-class _Defaults(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+class _Defaults(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """Deadline (of calls with one answer: a watch has none), token, request_id."""
 
     def __init__(self, token: str, timeout_seconds: float) -> None:
@@ -151,7 +151,8 @@ def watch_workflow(
             if wait is None:
                 return
         except grpc.RpcError as error:
-            code = error.code() if isinstance(error, grpc.Call) else None
+            failed: Any = error  # of a call it always is a grpc.Call, which the type does not say
+            code = failed.code()
             if code not in _REATTACH or now() - last_sign > give_up_seconds:
                 raise
             wait, pause = pause, min(5.0, pause * 2)
