@@ -10,6 +10,7 @@ import typer
 
 from perf_service.cli.console import FAILED, complain, out, working
 from perf_service.cli.text import number, ratio, seconds
+from perf_service.models.config import EngineConfig
 from perf_service.models.errors import ErrorReason, PerfServiceError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def demo(
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupted)
-    stack, load = Stack(replicas), None
+    stack, load = Stack(FLEET, replicas, EngineConfig.of(dict([PLANTED])), _OBJECTIVES), None
     try:
         load = Load(stack.endpoints, clients=clients, seed=seed)
         better = _Demo(stack, load, out(), observe, bake).run(replicas, clients)
@@ -76,8 +77,8 @@ class _Demo:
         self.say(f"{replicas} simulated vLLM engines (a 70B model on two H100 each), started with {planted}: the planted bottleneck")
         with working("starting server and engines"):
             self.stack.start_server()
-            self.register(replicas)
-            self.stack.start_engines(FLEET)
+            self.register()
+            self.stack.start_engines()
         self.detail(f"server {self.stack.address}, engines {', '.join(self.stack.endpoints)}")
         self.say(f"load: {clients} clients for each engine; measuring for {self.observe:g} s")
         self.load.start()
@@ -98,34 +99,16 @@ class _Demo:
         after = self.load.between(mark, self.load.mark())
         return self.conclude(before, after, workflow, time.monotonic() - begun)
 
-    def register(self, replicas: int) -> None:
-        """The fleet with its target and objectives, and its replicas with what is known of their flags."""
+    def register(self) -> None:
+        """The fleet with its target and objectives, and its replicas with what is known of their flags and hardware."""
         from perf_service.cli.fleets import _stub
-        from perf_service.cli.remote import config_of, slo_targets
-        from perf_service.models.config import EngineConfig
-        from perf_service.v1 import config_pb2, engine_pb2, fleet_pb2, instance_pb2
+        from perf_service.rpc.convert.fleet import FLEET as AS_FLEET
+        from perf_service.rpc.convert.fleet import INSTANCE as AS_INSTANCE
         from perf_service.v1 import fleet_service_pb2 as pb
 
-        target = fleet_pb2.TargetSpec(
-            kind=fleet_pb2.TARGET_KIND_LOCAL, options={"command": self.stack.engine_command(), "stop_timeout_seconds": "10"}
-        )
-        fleet = fleet_pb2.Fleet(
-            fleet_id=FLEET, engine=engine_pb2.ENGINE_VLLM, model_name="demo", target=target, slo_targets=slo_targets(_OBJECTIVES)
-        )
-        self.ask(_stub, "CreateFleet", pb.CreateFleetRequest(fleet=fleet))
-        hardware = config_pb2.Hardware(accelerator="H100-SXM", accelerators=2, memory_bytes=80 * 2**30, compute_capability="9.0")
-        for index, endpoint in enumerate(self.stack.endpoints):
-            instance = instance_pb2.Instance(
-                instance_id=f"replica-{index}",
-                fleet_id=FLEET,
-                engine=engine_pb2.ENGINE_VLLM,
-                endpoint=endpoint,
-                model_name="demo",
-                hardware=hardware,
-                config=config_of(EngineConfig.of(dict([PLANTED]))),
-                scrape_interval_seconds=_SCRAPE_SECONDS,
-            )
-            self.ask(_stub, "RegisterInstance", pb.RegisterInstanceRequest(instance=instance))
+        self.ask(_stub, "CreateFleet", pb.CreateFleetRequest(fleet=AS_FLEET.to_proto(self.stack.fleet)))
+        for instance in self.stack.instances:
+            self.ask(_stub, "RegisterInstance", pb.RegisterInstanceRequest(instance=AS_INSTANCE.to_proto(instance)))
 
     def diagnose(self) -> None:
         """Collect and analyze through the API."""

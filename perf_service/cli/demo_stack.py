@@ -18,9 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from perf_service.models.config import EngineConfig
 from perf_service.models.errors import ErrorReason, PerfServiceError
+from perf_service.models.fleet import Fleet, Hardware, Instance, TargetKind, TargetSpec
+from perf_service.models.metrics import Engine
+from perf_service.models.slo import parse_slo
 from perf_service.simulator.loadgen import LoadGenerator
 from perf_service.simulator.workload import Lengths, Workload
+from perf_service.targets.local import LocalOptions, LocalTarget
 
 __all__ = ["ClientView", "Load", "Mark", "Stack"]
 
@@ -105,16 +110,31 @@ class Load:
 class Stack:
     """A server as a process of its own on a temporary store, and the endpoints of a fleet that it will supervise."""
 
-    def __init__(self, replicas: int) -> None:
+    def __init__(self, fleet_id: str, replicas: int, config: EngineConfig, objectives: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="perf-service-demo-"))
         self.state_dir = self.folder / "state"
-        self.ports = _free_ports(replicas)
-        self.endpoints = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.endpoints = [f"http://127.0.0.1:{port}" for port in _free_ports(replicas)]
         self.address = ""
         self._server: subprocess.Popen[str] | None = None
-        self._engines_of = ""
+        target = TargetSpec(TargetKind.LOCAL, {"command": self._engine_command(), "stop_timeout_seconds": "10"})
+        self.fleet = Fleet(fleet_id, Engine.VLLM, model_name="demo", target=target, slo_targets=tuple(map(parse_slo, objectives)))
+        hardware = Hardware("H100-SXM", 2, 80 * 2**30, "9.0")
+        self.instances = [
+            Instance(
+                f"replica-{index}",
+                Engine.VLLM,
+                url,
+                fleet_id,
+                model_name="demo",
+                config=config,
+                hardware=hardware,
+                scrape_interval_seconds=2.0,
+            )
+            for index, url in enumerate(self.endpoints)
+        ]
 
-    def engine_command(self) -> str:
+    @staticmethod
+    def _engine_command() -> str:
         """The local target's command template: our own simulated vLLM."""
         engine = shlex.join((*_COMMAND, "simulate-engine", "--engine", "vllm", "--model-name", "demo", *_PHYSICS, "--startup-seconds", "1"))
         return f"{engine} --port {{port}} {{flags}}"
@@ -138,10 +158,17 @@ class Stack:
             raise PerfServiceError(ErrorReason.INTERNAL, f"the demo's server did not start: {self.last_words()}")
         self.address = str(json.loads(line)["address"])
 
-    def start_engines(self, fleet_id: str) -> None:
-        """Start the fleet's engines as an operator would. PerfServiceError where one does not come up."""
-        self._engines_of = fleet_id
-        done = self._fleets("up", fleet_id, "--timeout", "60")
+    def start_engines(self) -> None:
+        """Start the fleet's engines as an operator would, and let the server take them over. PerfServiceError where one stays down."""
+        command = [*_COMMAND, "fleets", "up", self.fleet.fleet_id, "--timeout", "60"]
+        done = subprocess.run(  # noqa: S603 (our own command)
+            [*command, "--server", self.address, "--state-dir", str(self.state_dir)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            start_new_session=True,
+        )
         if done.returncode:
             raise PerfServiceError(
                 ErrorReason.TARGET_APPLY_FAILED, done.stderr.strip().removeprefix("perf-service: ") or "engines did not start"
@@ -157,8 +184,7 @@ class Stack:
         """End engines and server and remove the folder. Ctrl-C meanwhile does not cut this short."""
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self._engines_of and self.address:
-                self._fleets("down", self._engines_of)
+            # The server first: while it lives it brings back what dies, and goes on with a rollout.
             if self._server is not None:
                 self._server.terminate()
                 try:
@@ -168,16 +194,20 @@ class Stack:
                     self._server.wait()
                 if self._server.stdout is not None:
                     self._server.stdout.close()
+                asyncio.run(self._stop_engines())
             shutil.rmtree(self.folder, ignore_errors=True)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _fleets(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*_COMMAND, "fleets", verb, *arguments, "--server", self.address, "--state-dir", str(self.state_dir)]
-        return subprocess.run(  # noqa: S603 (our own command)
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, start_new_session=True
+    async def _stop_engines(self) -> None:
+        target = LocalTarget(
+            self.fleet, self.instances, options=LocalOptions.parse(self.fleet.target.options), state_dir=self.state_dir, clock=time.time
         )
+        try:
+            await target.stop_all()
+        finally:
+            await target.close()
 
 
 def _free_ports(count: int) -> list[int]:

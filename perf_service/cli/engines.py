@@ -15,7 +15,7 @@ import typer
 from perf_service.cli.console import out, working
 from perf_service.cli.fleets import FleetArgument, _stub, fleets
 from perf_service.cli.remote import ServerOption, TimeoutOption, call
-from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.errors import ErrorReason, InvalidArgumentError, PerfServiceError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def up(fleet_id: FleetArgument, state_dir: StateDir = None, server: ServerOption
 def down(fleet_id: FleetArgument, state_dir: StateDir = None, server: ServerOption = None) -> None:
     """Stop the engines of a local fleet; nothing of them is left running. Run it on the server's host."""
     fleet, instances, directory = _known(fleet_id, state_dir, server)
+    _refuse_during_rollout(fleet_id, server)
 
     async def stop() -> None:
         target = _target(fleet, instances, directory)
@@ -62,6 +63,19 @@ def down(fleet_id: FleetArgument, state_dir: StateDir = None, server: ServerOpti
     with working(f"stopping {len(instances)} engines of {fleet_id}"):
         asyncio.run(stop())
     out().print(f"stopped {len(instances)} engines of {fleet_id}")
+
+
+def _refuse_during_rollout(fleet_id: str, server: str | None) -> None:
+    """A rollout would bring the engines up again under our hands."""
+    from perf_service.cli.rollout import stub
+    from perf_service.rpc.convert.workflow import WORKFLOW
+    from perf_service.v1 import workflow_service_pb2 as pb
+
+    request = pb.ListWorkflowsRequest(fleet_id=fleet_id, page_size=1)  # the newest: a fleet has one active rollout at most
+    for workflow in map(WORKFLOW.from_proto, call(server, 30.0, stub, "ListWorkflows", request).workflows):
+        if not workflow.status.terminal:
+            text = f"rollout {workflow.workflow_id} is {workflow.status}; end it first: perf-service rollout abort {workflow.workflow_id}"
+            raise PerfServiceError(ErrorReason.WORKFLOW_ACTIVE_ON_FLEET, text)
 
 
 def _target(fleet: Fleet, instances: list[Instance], directory: Path) -> LocalTarget:
