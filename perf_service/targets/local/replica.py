@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from perf_service.targets.local.options import LocalOptions
 from perf_service.targets.local.probe import EngineProbe
 from perf_service.targets.local.state import Intent, ReplicaRecord, StateFile, finished
 
+_log = logging.getLogger(__name__)
 _TICK_SECONDS: Final = 0.05
 _PROBE_EVERY_SECONDS: Final = 0.25
 _PROBE_TIMEOUT_SECONDS: Final = 120.0  # of one completion: the fleet's clients may have filled the new engine's queue before it
@@ -163,8 +165,7 @@ class ReplicaSupervisor:
         job, self._job = self._job, None
         if job is not None:
             job.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await job
+            await asyncio.wait({job})
 
     async def stop(self) -> None:
         """End the replica's process with all it left behind, and do not start it again."""
@@ -194,6 +195,11 @@ class ReplicaSupervisor:
                 # The state directory itself cannot be used: seen again by whoever asks next.
                 with contextlib.suppress(TargetError):
                     await self._note(error.message)
+                return
+            except Exception as error:
+                # A defect of ours: told to whoever looks, and tried again at the watcher's next round.
+                _log.exception("supervision of %s failed", self.instance_id)
+                await self._note(f"internal error of the supervisor: {type(error).__name__}: {error}")
                 return
 
     async def _converge(self, intent: Intent) -> None:
