@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, rules_queue, series, trust
+from perf_service.analysis import attribution, detector, facts, health, rules_queue, series, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import error_count, evaluate
 from perf_service.collectors.fleet_window import fleet_window
@@ -56,6 +56,9 @@ class AnalysisEngine:
         _check_engine(engine, window)
         targets = tuple(slo_targets or ())
         analysis = _of_pages(window, pages, targets, config)
+        worse = upgrade.regression(metrics) if isinstance(metrics, Sequence) else None
+        if worse is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
+            return _led_by(analysis, worse)
         if len(pages) < _MIN_CHANGE_PAGES or not analysis.bottlenecks:
             return analysis
         parts = [window_over(pair) for pair in pairwise(pages)]
@@ -102,12 +105,20 @@ def _root(analysis: Analysis) -> Cause | None:
     return analysis.bottlenecks[0].cause if analysis.bottlenecks else None
 
 
+def _led_by(analysis: Analysis, finding: Bottleneck) -> Analysis:
+    """The analysis with a new root; what was found before is its symptom."""
+    level = max((finding.severity, *(b.severity for b in analysis.bottlenecks)), key=lambda s: s.rank)
+    symptoms = tuple(replace(b, symptom_of=b.symptom_of or finding.cause) for b in analysis.bottlenecks)
+    root = replace(finding, severity=level)
+    return replace(analysis, bottlenecks=(root, *symptoms), verdict=root.verdict, summary=root.description)
+
+
 def _slowed(analysis: Analysis, change: series.Change) -> Analysis:
     """The engine became slower by itself: what followed is a symptom, and no flag is at fault."""
     first = analysis.bottlenecks[0]
     finding = Bottleneck(
         type=BottleneckType.HIGH_LATENCY,
-        severity=max((b.severity for b in analysis.bottlenecks), key=lambda s: s.rank),
+        severity=first.severity,
         description=f"The engine became {change.factor:.1f} times slower while the load stayed the same. {change.text}",
         metric_name="itl",
         current_value=change.after,
@@ -119,8 +130,7 @@ def _slowed(analysis: Analysis, change: series.Change) -> Analysis:
         alternative=first.cause,
         would_settle="CPU steal and clock rates of the host over the same time",
     )
-    symptoms = tuple(replace(b, symptom_of=b.symptom_of or Cause.UNKNOWN) for b in analysis.bottlenecks)
-    return replace(analysis, bottlenecks=(finding, *symptoms), verdict=finding.verdict, summary=finding.description)
+    return _led_by(analysis, finding)
 
 
 def analyze_fleet(

@@ -6,11 +6,11 @@ of requests in it (Little's law), known even from two pages whose gauges were re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from perf_service.analysis import thresholds as t
+from perf_service.analysis.pinning import Pinning, pinning_of_pages, pinning_of_stats, queued_share
 from perf_service.models.config import EngineConfig
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Snapshot
 from perf_service.models.window import GaugeStats, Window
@@ -26,21 +26,6 @@ TOKEN_BUDGET_KNOBS: dict[Engine, tuple[str, ...]] = {
     Engine.SGLANG: ("chunked_prefill_size",),
     Engine.TGI: ("max_batch_prefill_tokens",),
 }
-
-
-UNTELLING = 0.4
-"""Tightness of a scatter that says nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pinning:
-    """How constant the number of running requests was while others waited."""
-
-    share: float  # of the scrapes with waiting requests, those with running at its maximum (or within 5 %)
-    limit: float  # that maximum
-    scrapes: int
-    mean: float  # mean running at those scrapes
-    tightness: float = 0.0  # 0..1: how well the scatter below the maximum is that of requests that have just finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +151,14 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     if times_prefill and prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
-    pinning = _pinning(pages, output) if len(pages) > 2 else _pinning_of_stats(running, waiting)
+    pinning = pinning_of_pages(pages, output) if len(pages) > 2 else pinning_of_stats(running, waiting)
     if prefill_occupancy is not None and pinning is not None and prefill and inference:
         # The gauges at scrapes with a queue know nothing of idle edges; their split by phase is the histograms'.
         prefill_occupancy = max(prefill_occupancy, pinning.mean * min(1.0, prefill / inference))
     budget_estimate = None
     if prefill_occupancy is not None and computed and window.replicas == 1:
-        queued_share = _queued_share(running, waiting, _occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count))
-        budget_estimate = max(1.0, (prefill_occupancy / queued_share - 1.0) * computed)
+        full_share = queued_share(running, waiting, _occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count))
+        budget_estimate = max(1.0, (prefill_occupancy / full_share - 1.0) * computed)
     preemptions = window.delta(Counter.PREEMPTIONS)
     gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
     if preemptions is None and gauge is not None:
@@ -312,50 +297,3 @@ def _deferred_share(window: Window, waiting: GaugeStats | None) -> float | None:
     # SGLang counts its grammar queue apart from the waiting one.
     grammar_mean = grammar.mean if grammar else 0.0
     return min(1.0, ((deferred.mean if deferred else 0.0) + grammar_mean) / (waiting.mean + grammar_mean))
-
-
-def _queued_share(running: GaugeStats | None, waiting: GaugeStats | None, occupancy: float | None) -> float:
-    """Share of the busy time with a queue, when steps are full; at least a quarter."""
-    estimate = min(1.0, occupancy / 1.5) if occupancy is not None else 1.0
-    if running is not None and waiting is not None and waiting.samples >= 5 and running.nonzero_share > 0:
-        estimate = max(min(1.0, waiting.nonzero_share / running.nonzero_share), min(estimate, 0.5))
-    return max(0.25, estimate)
-
-
-def _pinning(pages: Sequence[Snapshot], output: float | None) -> Pinning | None:
-    """Running at the scrapes where others waited: constant at a sequence limit, wandering at any other one.
-
-    The gauge is written after a step, so those that finished in it are missing: `limit / output` of them on average. More
-    scatter than that (in standard errors) is wandering. The worst scrape of five or more is left out (ramp-up).
-    """
-    seen = [
-        (page.gauges[Gauge.RUNNING_REQUESTS], page.gauges[Gauge.WAITING_REQUESTS])
-        for page in pages
-        if Gauge.RUNNING_REQUESTS in page.gauges and Gauge.WAITING_REQUESTS in page.gauges
-    ]
-    queued = [running for running, waiting in seen if waiting > 0 and running > 0]
-    if len(queued) < 2:
-        return None
-    limit = max(running for running, _ in seen)
-    near = 0.05 * limit
-    share = sum(limit - running <= near for running in queued) / len(queued)
-    deficits = sorted(limit - running for running in queued)
-    if len(deficits) >= 5:
-        deficits.pop()
-    expected = limit / max(output or 100.0, 1.0) + 0.5 * near
-    error = math.sqrt(max(expected, 0.05) / len(deficits))
-    excess = (sum(deficits) / len(deficits) - expected) / error
-    tight = 1.0 - min(1.0, max(0.0, (excess - 1.0) / 2.0))
-    # Short answers leave in droves after every step: then scatter says nothing about a limit.
-    telling = 1.0 - min(1.0, max(0.0, (1.0 / max(output or 100.0, 1.0) - 0.1) / 0.2))
-    return Pinning(share, limit, len(queued), sum(queued) / len(queued), tight * telling + UNTELLING * (1.0 - telling))
-
-
-def _pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> Pinning | None:
-    if running is None or waiting is None or waiting.max <= 0 or running.max <= 0 or running.samples < 3:
-        return None
-    active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
-    constant = running.min == running.max or active >= 0.97 * running.max
-    wandering = active < 0.85 * running.max
-    share = 1.0 if constant else 0.0 if wandering else 0.6
-    return Pinning(share, running.max, running.samples, active, share)

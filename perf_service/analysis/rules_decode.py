@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perf_service.analysis import rules_queue
+from perf_service.analysis import queue_weights, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
@@ -28,7 +28,7 @@ def interference_share(facts: Facts) -> float:
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of slow decoding with their weights."""
     interference = _interference(facts)
-    kv = rules_queue.kv_weight(facts) if facts.preemptions else 0.0
+    kv = queue_weights.kv_weight(facts) if facts.preemptions else 0.0
     # A batch that is too slow is slow at every token; spikes leave the median far below the mean.
     middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
     steady = ramp(middle.value / facts.itl, 0.3, 0.7) if middle is not None and facts.itl else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perf_service.analysis import rules_queue
+from perf_service.analysis import queue_weights, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
@@ -47,12 +47,12 @@ def _chunking(facts: Facts) -> float:
         return 0.0
     if budget is not None:
         steps = prompt / budget
-        return rules_queue.budget_smallness(facts) * ramp(steps, 1.0, 0.75 * t.CHUNKS_MANY.value)
-    ceiling = rules_queue.chunk_ceiling(facts)
+        return queue_weights.budget_smallness(facts) * ramp(steps, 1.0, 0.75 * t.CHUNKS_MANY.value)
+    ceiling = queue_weights.chunk_ceiling(facts)
     if ceiling is None:
         return 0.05
     steps = prompt / max(1.0, ceiling)
-    return rules_queue.budget_smallness(facts) * ramp(steps, 2.0, 2.0 * t.CHUNKS_MANY.value)
+    return queue_weights.budget_smallness(facts) * ramp(steps, 2.0, 2.0 * t.CHUNKS_MANY.value)
 
 
 def prefill_evidence(facts: Facts) -> tuple[Evidence, ...]:

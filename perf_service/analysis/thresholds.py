@@ -75,6 +75,7 @@ REQUESTS_MIN: Final = Threshold(5.0, "requests", "fewer finished requests say li
 REQUESTS_CERTAIN: Final = Threshold(20.0, "requests", "a mean of fewer has a standard error above a quarter of its spread")
 LOAD_STEP_RATIO: Final = Threshold(2.0, "ratio", "arrivals or prompt length changed by this factor inside the window")
 SLOWDOWN_RATIO: Final = Threshold(1.5, "ratio", "per-token time rose by this factor while the load did not change")
+REGRESSION_RATIO: Final = Threshold(1.15, "ratio", "time per token, new version / old; one version repeats within some percent")
 LOAD_SAME_RATIO: Final = Threshold(1.25, "ratio", "within this factor the load counts as unchanged")
 IMBALANCE_RATIO: Final = Threshold(2.0, "ratio", "busiest replica's running + waiting over the mean of all")
 IMBALANCE_EXCESS: Final = Threshold(2.0, "requests", "and at least this many requests above that mean")

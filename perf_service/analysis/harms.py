@@ -1,0 +1,129 @@
+"""Which phases cost more than the objectives allow, and the causes that could be behind each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from perf_service.analysis import attribution as phase
+from perf_service.analysis import queue_weights, rules_decode, rules_prefill, rules_queue
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import Candidate, Harm, ramp
+from perf_service.analysis.facts import Facts
+from perf_service.models.analysis import Cause, SLOState, SLOStatus, Verdict
+from perf_service.models.metrics import Hist
+from perf_service.models.slo import Comparison
+
+
+def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
+    """The phases that cost more than the objectives allow, the costliest first."""
+    seconds = _excess_by_phase(facts, statuses)
+    queued = rules_queue.significant(facts)
+    if queued and _queue_unjudged(facts, statuses):
+        seconds[phase.QUEUE] = max(seconds.get(phase.QUEUE, 0.0), facts.queue or 0.0, 1e-3)
+    queue, prefill = seconds.pop(phase.QUEUE, 0.0), seconds.pop(phase.PREFILL, 0.0)
+    before, decode = seconds.pop(phase.PRESCHEDULE, 0.0), seconds.pop(phase.DECODE, 0.0)
+    unknown = seconds.pop(phase.UNKNOWN, 0.0)
+    # While a long step runs the engine does not even look at new requests, so a wait of a step's length belongs to prefill.
+    if before and facts.prefill is not None and (facts.preschedule or 0.0) <= 1.5 * facts.prefill:
+        own = phase.own_prefill_share(facts)
+        prefill, decode, before = prefill + own * before, decode + (1.0 - own) * before, 0.0
+    if not queued:
+        prefill, queue = prefill + queue, 0.0
+    else:
+        if queue_weights.prefill_saturation(facts) >= 0.5:
+            queue, prefill = queue + prefill, 0.0
+        queue, unknown = queue + unknown + before, 0.0
+        before = 0.0
+    found = []
+    if queue > 0:
+        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts, statuses), _ignorance(facts), rules_queue.queue_evidence(facts)))
+    if prefill > 0:
+        found.append(Harm(phase.PREFILL, prefill, rules_prefill.candidates(facts), 0.1, rules_prefill.prefill_evidence(facts)))
+    if decode > 0:
+        found.append(Harm(phase.DECODE, decode, rules_decode.candidates(facts), 0.2, rules_decode.decode_evidence(facts)))
+    if before > 0:
+        found.append(Harm(phase.PRESCHEDULE, before, rules_prefill.preschedule(facts), 0.5))
+    if unknown > 0:
+        found.append(Harm(phase.UNKNOWN, unknown, _unknown_candidates(facts), 0.6))
+    return sorted(found, key=lambda harm: (-harm.seconds, harm.phase))
+
+
+def _excess_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:
+    """Excess seconds per request by phase; of several objectives on one metric the worst counts."""
+    by_hist: dict[Hist, float] = {}
+    for status in statuses:
+        hist = status.target.histogram
+        if hist is not None and status.target.comparison is Comparison.LESS_THAN:
+            by_hist[hist] = max(by_hist.get(hist, 0.0), phase.excess_seconds(status, facts))
+    seconds: dict[str, float] = {}
+    for hist, excess in by_hist.items():
+        for name, share in phase.phase_shares(facts, hist).items():
+            seconds[name] = seconds.get(name, 0.0) + share * excess
+    if throughput_missed(statuses) and rules_queue.significant(facts):
+        seconds[phase.QUEUE] = seconds.get(phase.QUEUE, 0.0) + max(facts.queue or 0.0, 1e-3)
+    return {name: value for name, value in seconds.items() if value > 0}
+
+
+def throughput_missed(statuses: Sequence[SLOStatus]) -> bool:
+    """Whether a throughput objective is missed."""
+    return any(
+        s.state is SLOState.MISSED and s.target.base_metric in ("throughput_tokens_per_second", "requests_per_second") for s in statuses
+    )
+
+
+def _queue_unjudged(facts: Facts, statuses: Sequence[SLOStatus]) -> bool:
+    """Whether no objective speaks about the time to the first token or the whole latency, so that the queue counts by itself."""
+    hists = (Hist.TTFT_SECONDS, Hist.E2E_SECONDS, Hist.QUEUE_SECONDS)
+    judged = any(s.target.histogram in hists and s.state is not SLOState.NOT_MEASURED for s in statuses)
+    # Queue times and TTFT are booked late: a gauge far above what runs speaks for itself.
+    growing = facts.waiting is not None and facts.waiting.mean >= max(
+        t.WAITING_GAUGE_SINGLE_MIN.value, facts.running.mean if facts.running else 0.0
+    )
+    return not judged or growing
+
+
+def _queue_candidates(facts: Facts, statuses: Sequence[SLOStatus]) -> tuple[Candidate, ...]:
+    """Reasons for waiting; a saturated prefill is followed to its own cause (cache off, long prompts)."""
+    found = list(rules_queue.candidates(facts))
+    compute = next((c for c in found if c.cause is Cause.PREFILL_COMPUTE), None)
+    if compute is not None:
+        off = rules_prefill.prefix_off(facts)
+        if off.weight > 0:
+            found.append(replace(off, weight=1.25 * off.weight * compute.weight))
+    overload = _overload(facts, statuses)
+    if overload > 0:
+        found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
+        limit = next((c for c in rules_queue.candidates(facts) if c.cause is Cause.BATCH_LIMIT), None)
+        if limit is not None:
+            evidence = (*limit.evidence, *rules_decode.decode_evidence(facts)[:1])
+            found.append(
+                Candidate(Cause.OVERLOAD, limit.weight * overload, evidence, Verdict.SCALE, "time per token with fewer running requests")
+            )
+    return tuple(found)
+
+
+def _overload(facts: Facts, statuses: Sequence[SLOStatus]) -> float:
+    """How far a larger batch is out of the question: its tokens would come later than an objective of the operator allows, or,
+    without one, the batch is large already and its tokens come at the limit of the built-in objective."""
+    running = facts.running_mean
+    if running is None or facts.itl is None:
+        return 0.0
+    per_token = [s for s in statuses if s.target.histogram in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS) and not s.target.builtin]
+    if per_token:
+        used = [1.0 if s.state is SLOState.MISSED else (s.current_value or 0.0) / s.target.target_value for s in per_token]
+        return ramp(max(used), 0.85, 1.0)
+    builtin = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
+    return ramp(running, 0.5 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value) * ramp(facts.itl, 0.6 * builtin, builtin)
+
+
+def _ignorance(facts: Facts) -> float:
+    """Belief left to reasons that no rule names: large where the page tells little."""
+    known = (facts.kv is not None) + (facts.queue is not None) + (facts.prefill is not None) + (facts.running is not None)
+    return (0.8, 0.5, 0.3, 0.15, 0.05)[known]
+
+
+def _unknown_candidates(facts: Facts) -> tuple[Candidate, ...]:
+    """TTFT alone is too high, without phases: what the configuration suggests, if anything."""
+    off = rules_prefill.prefix_off(facts)
+    return (off,) if off.weight > 0 else ()

@@ -1,0 +1,115 @@
+"""How strongly each reason for waiting is indicated, 0..1, from occupancies and known limits (see `rules_queue`)."""
+
+from __future__ import annotations
+
+import math
+
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.candidates import ramp
+from perf_service.analysis.facts import Facts
+from perf_service.analysis.pinning import UNTELLING
+from perf_service.models.metrics import Engine, Hist
+
+
+def kv_weight(facts: Facts) -> float:
+    """How likely the KV cache is what requests wait for."""
+    peak, need = facts.kv_peak, facts.kv_need_ratio
+    if facts.engine is Engine.TGI:
+        return 0.0  # its gauge is reserved budget, not use: see the reservation limit
+    if facts.preemptions:
+        per_request = facts.preemptions_per_request
+        often = per_request is not None and per_request >= t.PREEMPTIONS_PER_REQUEST.value
+        if per_request is not None and often:
+            return 0.7 + 0.27 * ramp(per_request, t.PREEMPTIONS_PER_REQUEST.value, t.PREEMPTIONS_PATHOLOGICAL.value)
+        return 0.9 if per_request is None and (peak or 0.0) >= t.KV_FREE_MAX.value else 0.4
+    if peak is not None and peak >= t.KV_FULL.value:
+        return 0.85
+    if need is not None and need >= t.KV_NEED_FULL.value:
+        return 0.7
+    if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0:
+        return 0.02 + 0.4 * ramp(peak, t.KV_FREE_MAX.value, t.KV_FULL.value)
+    if need is not None:
+        return 0.02 + 0.3 * ramp(need, 0.5, t.KV_NEED_FULL.value)
+    return 0.02 if peak is not None else 0.2
+
+
+def prefill_saturation(facts: Facts) -> float:
+    """How likely prefill is a busy server with a queue before it: always a prompt in prefill while others wait."""
+    occupancy = facts.prefill_occupancy
+    if occupancy is None:
+        if facts.prompt_share is None:
+            return 0.15
+        return 0.5 * ramp(facts.prompt_share, 0.7, 0.98)
+    budget, prompt, running = facts.token_budget, facts.computed_tokens, facts.running_mean
+    if budget is not None and prompt:
+        # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
+        left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
+        return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
+    return ramp(occupancy, 0.7, t.PREFILL_SATURATED.value)
+
+
+def budget_smallness(facts: Facts) -> float:
+    """1 where the step's token budget is so small that the fixed cost of a step dominates, 0 where it cannot be."""
+    budget, prompt = facts.token_budget, facts.computed_tokens
+    value = budget if budget is not None else facts.budget_estimate
+    if value is None:
+        return 0.3
+    if budget is None:
+        ceiling = chunk_ceiling(facts)
+        value = min(value, ceiling) if ceiling is not None and ceiling < 0.5 * (prompt or 0.0) else value
+    small = 1.0 - ramp(math.log(max(value, 1.0)), math.log(t.BUDGET_SMALL.value), math.log(t.BUDGET_LARGE_ENOUGH.value))
+    # A step that takes several whole prompts does not starve them.
+    return small * (1.0 - ramp(value / prompt, 1.0, 3.0)) if prompt else small
+
+
+def chunk_ceiling(facts: Facts) -> float | None:
+    """Upper bound of the tokens per step seen by decoding requests: a prompt's share done within the longest pause (ITL p99).
+
+    A whole prompt in one step stalls every running decode for the prompt's prefill time; in small chunks it does not.
+    """
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    running, occupancy = facts.running_mean, facts.prefill_occupancy
+    if tail is None or facts.prefill is None or not facts.computed_tokens or running is None or occupancy is None or facts.prefill <= 0:
+        return None
+    if running < 1.5 or occupancy < 0.3 or tail.samples < 100 or math.isinf(tail.high):
+        return None
+    return facts.computed_tokens * min(1.0, tail.high / facts.prefill)
+
+
+def batch_weight(facts: Facts, saturation: float) -> float:
+    """How likely the sequence limit is what requests wait for."""
+    limit, pinning, running = facts.sequence_limit, facts.pinning, facts.running_mean
+    top = max(facts.running.max if facts.running else 0.0, running or 0.0)
+    if limit is not None and top > 0:
+        if top < 0.9 * limit:
+            return 0.01
+        # At the limit is one thing, being there whenever others wait another.
+        held = pinning.tightness if pinning is not None else ramp(running if running is not None else top, 0.6 * limit, 0.9 * limit)
+        return 0.05 + 0.85 * held * (1.0 - 0.8 * saturation * float(limit > 4))
+    if pinning is not None:
+        base = 0.1 + 0.8 * pinning.tightness
+    elif facts.prefill_occupancy is not None or facts.kv_peak is not None:
+        base = 0.6  # the other reasons are excluded or not by their own traces
+    else:
+        base = 0.3
+    occupancy = facts.prefill_occupancy
+    if occupancy is None:
+        return base * (1.0 - 0.5 * saturation)
+    # Behind a sequence limit the number in prefill may be anything up to the limit; a binding token budget keeps it at one and
+    # a bit. Finding it there is the budget's trace, the more so the larger its share of what runs.
+    in_prefill = min(1.0, occupancy / running) if running else 0.0
+    return base * (1.0 - saturation * (0.6 + 0.35 * ramp(in_prefill, 0.2, 0.7)))
+
+
+def held_beside_prefill(facts: Facts) -> float:
+    """How clearly running is held at a number that prefill alone does not explain: a token budget would let it wander."""
+    pinning, occupancy = facts.pinning, facts.prefill_occupancy
+    if pinning is None or occupancy is None or pinning.limit < 2 or facts.token_budget is not None:
+        return 0.0
+    in_prefill = min(1.0, occupancy / pinning.limit)
+    return ramp(pinning.tightness, UNTELLING, 1.0) * ramp(pinning.scrapes, 3, 8) * (1.0 - ramp(in_prefill, 0.2, 0.5))
+
+
+def deferred_weight(facts: Facts) -> float:
+    """How likely requests wait for something other than capacity."""
+    return 3.0 * ramp(facts.deferred_share, 0.3, 0.7) if facts.deferred_share is not None else 0.0
