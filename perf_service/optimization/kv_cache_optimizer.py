@@ -212,12 +212,11 @@ def _reservation(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
 def _bare(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     """A finding without a cause: the changes that give room or reuse at least risk."""
     cache_first = bottleneck.type is BottleneckType.CACHE_INEFFICIENCY
-    prefix = _prefix_on(bottleneck, at) if at.value(at.knobs.prefix) is not at.knobs.prefix_on else []
     room = _uncap(bottleneck, at) or _more_memory(bottleneck, at)
-    found = [*prefix, *room] if cache_first else [*room, *prefix]
-    if not found:
-        found = _thrashing(bottleneck, at) if cache_first else _memory_by_default(bottleneck, at) or [_capacity(bottleneck, at)]
-    return found
+    if not cache_first:
+        return room or _memory_by_default(bottleneck, at) or [_capacity(bottleneck, at)]
+    prefix = _prefix_on(bottleneck, at) if at.value(at.knobs.prefix) is not at.knobs.prefix_on else []
+    return [*prefix, *room] or _thrashing(bottleneck, at)
 
 
 # What the projects' own guides name as the upper end of what is safe, for engines whose present value is not known.

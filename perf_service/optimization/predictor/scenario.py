@@ -193,11 +193,18 @@ def _apply(
             )
     elif name == "schedule_conservativeness" and number is not None:
         before = change.current_value if isinstance(change.current_value, int | float) else 1.0
+        if number > before:
+            notes.append("how many retractions a higher conservativeness avoids is assumed: between a tenth and nine tenths")
+            for left in (0.1, 0.5, 0.9):
+                yield with_limits(1 / 3, preemptions_per_request=limits.preemptions_per_request * left)
+            return
         admitted = max(1.0, load.running_max)
         notes.append("how many more requests a lower conservativeness admits is assumed, up to what the KV cache holds")
         fits = limits.kv_tokens / (load.prompt + load.output / 2 + limits.kv_block / 2)
+        # A limit that was only inferred is the very admission that the knob loosens.
+        told = min((v for k in _SEQUENCE_KNOBS if (v := config.number(k)) is not None and v > 0), default=math.inf)
         for power in (0.2, 0.6, 1.0):
             factor = (float(before) / number) ** power if number else 1.0
-            yield with_limits(1 / 3, sequences=min(limits.sequences, fits, max(1.0, admitted * factor)))
+            yield with_limits(1 / 3, sequences=min(told, fits, max(1.0, admitted * factor)))
     else:
         yield old

@@ -291,6 +291,45 @@ def test_no_free_flag_where_capacity_is_the_answer(engine: Engine, cause: Cause,
     assert all(o.advice_only for o in found)
 
 
+def test_long_prompts_are_chunked_or_served_apart() -> None:
+    blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
+    at = situation({}, window=overall("d_prefill_bad_r2"))
+    found, _ = BatchingOptimizer().generate_optimizations([blocked], Engine.VLLM, situation=at)
+    assert change_of(found, "long_prefill_token_threshold").recommended_value == 4096
+    found, _ = BatchingOptimizer().generate_optimizations([blocked], "tgi", {})
+    assert [o.advice_only for o in found] == [True]
+
+
+def test_thrashing_prefixes_get_room_an_order_and_routing() -> None:
+    at = situation({"mem_fraction_static": 0.8, "schedule_policy": "fcfs"}, Engine.SGLANG, "0.5.23")
+    found, _ = KVCacheOptimizer().generate_optimizations(
+        [finding(BottleneckType.CACHE_INEFFICIENCY, Cause.PREFIX_CACHE_THRASHING)], Engine.SGLANG, situation=at
+    )
+    assert change_of(found, "mem_fraction_static").recommended_value == 0.82
+    assert change_of(found, "schedule_policy").recommended_value == "lpm"
+    assert "route" in found[-1].title.lower()
+
+
+def test_sglang_reserves_more_against_retraction() -> None:
+    at = situation({"schedule_conservativeness": 0.3}, Engine.SGLANG, "0.5.23")
+    exhausted = finding(BottleneckType.MEMORY_PRESSURE, Cause.KV_EXHAUSTED)
+    found, _ = BatchingOptimizer().generate_optimizations([exhausted], Engine.SGLANG, situation=at)
+    assert change_of(found, "schedule_conservativeness").recommended_value == 1.3
+
+
+def test_chunking_that_is_off_has_no_budget_to_raise() -> None:
+    at = situation({"chunked_prefill_size": -1}, Engine.SGLANG, "0.5.23")
+    small = finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL)
+    assert BatchingOptimizer().generate_optimizations([small], Engine.SGLANG, situation=at) == ([], None)
+
+
+def test_a_budget_at_its_ceiling_ends_in_advice() -> None:
+    at = situation({"max_num_batched_tokens": 16384}, window=overall("d_prefill_bad_r2"))
+    small = finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL)
+    found, _ = BatchingOptimizer().generate_optimizations([small], Engine.VLLM, situation=at)
+    assert [o.advice_only for o in found] == [True]
+
+
 # ---- Properties ----
 
 VERSIONS = {
