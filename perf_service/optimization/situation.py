@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from perf_service.models.analysis import Bottleneck, Cause, Evidence, Severity, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, KnobValue, Source
@@ -13,7 +13,7 @@ from perf_service.models.fleet import Hardware
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 from perf_service.models.plan import Optimization, OptimizerKind
 from perf_service.models.slo import SLOTarget
-from perf_service.models.window import Window
+from perf_service.models.window import GaugeStats, Window
 from perf_service.optimization.catalogue import KnobCatalogue, find_conflicts, kv_capacity_tokens
 from perf_service.optimization.configs import ConfigLike, read_config, read_engine
 
@@ -104,22 +104,34 @@ class Situation:
     @property
     def kv_capacity_tokens(self) -> float | None:
         """KV capacity in tokens, from the page's gauge or the config."""
-        gauge = self.window.gauge(Gauge.KV_CAPACITY_TOKENS) if self.window else None
-        return (gauge.last if gauge and gauge.last > 0 else None) or kv_capacity_tokens(self.engine, self.config)
+        told = [g.last for g in self._engines(Gauge.KV_CAPACITY_TOKENS) if g.last > 0]
+        return min(told) if told else kv_capacity_tokens(self.engine, self.config)
 
     @property
     def running_max(self) -> float | None:
-        """Most requests seen running."""
-        gauge = self.window.gauge(Gauge.RUNNING_REQUESTS) if self.window else None
-        return gauge.max if gauge else None
+        """Most requests seen running on one engine."""
+        return max((g.max for g in self._engines(Gauge.RUNNING_REQUESTS)), default=None)
 
     @property
     def demand(self) -> float | None:
-        """Most requests that were there at once, running or waiting."""
-        if self.window is None:
+        """Most requests that were there at once on one engine, running or waiting."""
+        running, waiting = self._engines(Gauge.RUNNING_REQUESTS), self._engines(Gauge.WAITING_REQUESTS)
+        if not running and not waiting:
             return None
-        running, waiting = self.window.gauge(Gauge.RUNNING_REQUESTS), self.window.gauge(Gauge.WAITING_REQUESTS)
-        return (running.max if running else 0.0) + (waiting.max if waiting else 0.0) if running or waiting else None
+        return max((g.max for g in running), default=0.0) + max((g.max for g in waiting), default=0.0)
+
+    def _engines(self, gauge: Gauge) -> list[GaugeStats]:
+        """A gauge of every engine behind the window: limits hold for each replica and each data-parallel rank, not for their sum."""
+        if self.window is None:
+            return []
+        own = [found for rank in self.window.ranks.values() if (found := rank.get(gauge))]
+        if own:
+            return own
+        whole = self.window.gauge(gauge)
+        if whole is None:
+            return []
+        share = max(1, self.window.replicas)
+        return [replace(whole, mean=whole.mean / share, min=whole.min / share, max=whole.max / share, last=whole.last / share)]
 
     @property
     def tokens_per_request(self) -> float | None:

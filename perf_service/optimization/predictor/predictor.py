@@ -17,7 +17,7 @@ from perf_service.optimization.predictor.roofline import prior_of
 from perf_service.optimization.predictor.scenario import Scenarios, budgets_of, scenarios_of
 from perf_service.optimization.predictor.service import Limits, Request, Steady, steady
 from perf_service.optimization.predictor.steptime import StepCost, StepFit, fit, observations_of
-from perf_service.optimization.predictor.workload import Workload, read_workload
+from perf_service.optimization.predictor.workload import Workload, one_engine, read_workload
 
 # Spread (standard deviation of the log) of what the model leaves out, per metric; latencies of a queue are the least certain.
 MODEL_ERROR = {"throughput": 0.1, "itl": 0.12, "e2e": 0.12, "ttft": 0.4, "queue": 0.3}
@@ -49,7 +49,8 @@ class Predictor:
         with a note that says why. A mapping of changes is checked against the catalogue: raises InvalidArgumentError
         (KNOB_UNKNOWN, KNOB_VALUE_INVALID, KNOB_NOT_IN_VERSION, KNOB_NEEDS_HARDWARE, CONFIG_CONFLICT).
         """
-        parts = (windows,) if isinstance(windows, Window) else tuple(windows)
+        given = (windows,) if isinstance(windows, Window) else tuple(windows)
+        parts = tuple(one_engine(w) for w in given)
         engine = parts[-1].engine if parts else Engine.VLLM
         version = parts[-1].engine_version if parts else ""
         config = current.over(parts[-1].config) if parts else current
@@ -84,6 +85,8 @@ class Predictor:
             runs += _runs(load, fitted, limits) if made else []
         if fitted is None:
             raise AssertionError("there is always one hypothesis")
+        if any(p is not w for p, w in zip(parts, given, strict=True)):
+            notes.append("rates and counts are those of one of the engines behind these pages")
         said = tuple(dict.fromkeys([*notes, *_notes(load, fitted, prior.text)]))
         baseline = _baseline(config, parts, load, said)
         if not made:

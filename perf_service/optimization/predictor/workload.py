@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perf_service.models.metrics import Counter, Gauge, Hist, Histogram
 from perf_service.models.window import GaugeStats, Window
@@ -31,6 +31,29 @@ class Workload:
     hit_ratio: float | None  # of prompt tokens, None where the cache is off or was not asked
     preemptions_per_request: float
     frontend: float  # seconds of TTFT outside queue and prefill: parsing, tokenizing, sending
+
+
+_ADDITIVE = (Gauge.RUNNING_REQUESTS, Gauge.WAITING_REQUESTS, Gauge.KV_CAPACITY_TOKENS, Gauge.KV_USED_TOKENS)
+
+
+def one_engine(window: Window) -> Window:
+    """The mean engine of a window that adds up several replicas or data-parallel ranks; the window itself where it is one engine's.
+
+    Limits and step times are those of one engine, so what is predicted is predicted for one.
+    """
+    count = window.replicas if window.replicas > 1 else max(1, len(window.ranks))
+    if count == 1:
+        return window
+    gauges = {
+        name: replace(g, mean=g.mean / count, min=g.min / count, max=g.max / count, last=g.last / count) if name in _ADDITIVE else g
+        for name, g in window.gauges.items()
+    }
+    histograms = {
+        name: Histogram(h.count / count, h.sum / count, h.bounds, tuple(c / count for c in h.cumulative))
+        for name, h in window.histograms.items()
+    }
+    counters = {name: value / count for name, value in window.counters.items()}
+    return replace(window, gauges=gauges, counters=counters, histograms=histograms, ranks={}, replicas=1)
 
 
 def read_workload(windows: Sequence[Window]) -> Workload | None:

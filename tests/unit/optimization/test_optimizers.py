@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perf_service.collectors.fleet_window import fleet_window
 from perf_service.models.analysis import Bottleneck, BottleneckType, Cause, Severity, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.errors import InvalidArgumentError
@@ -167,6 +168,15 @@ def test_an_unknown_batch_limit_is_inferred_and_said_so() -> None:
     change = change_of(batch_limit(), "max_num_seqs")
     assert change.current_value is None
     assert change.current_source is Source.INFERRED
+    assert "inferred as 2" in change.reason
+
+
+def test_limits_are_those_of_one_replica_not_of_the_fleets_sum() -> None:
+    one = overall("b_queue_bad_r2")
+    at = situation({}, window=fleet_window("f", [one, replace(one, instance_id="other")]))
+    found, _ = BatchingOptimizer().generate_optimizations([finding(cause=Cause.BATCH_LIMIT)], Engine.VLLM, situation=at)
+    change = change_of(found, "max_num_seqs")
+    assert change.recommended_value == 64
     assert "inferred as 2" in change.reason
 
 

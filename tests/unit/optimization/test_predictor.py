@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perf_service.collectors.fleet_window import fleet_window
 from perf_service.models.config import EngineConfig, Source
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
 from perf_service.models.fleet import Hardware
@@ -170,6 +171,18 @@ def test_a_prefix_cache_that_is_on_already_keeps_its_hits() -> None:
     truth = client("f_prefix_off")["output_tok_per_s"] / client("f_prefix_on")["output_tok_per_s"]
     ratio = off["throughput_tokens_per_second"].ratio
     assert ratio.low <= truth <= ratio.high
+
+
+def test_a_fleets_added_up_windows_are_predicted_for_one_replica() -> None:
+    one = overall("b_queue_bad_r2")
+    fleet = fleet_window("f", [one, replace(one, instance_id="other")])
+    config = EngineConfig.of({"max_num_seqs": 2})
+    _, alone, _ = Predictor().predict(one, config, {"max_num_seqs": 64})
+    _, among, _ = Predictor().predict(fleet, config, {"max_num_seqs": 64})
+    assert alone.throughput_tokens_per_second is not None
+    assert among.throughput_tokens_per_second is not None
+    assert among.throughput_tokens_per_second.value == pytest.approx(alone.throughput_tokens_per_second.value, rel=0.1)
+    assert any("one of the engines" in n for n in among.notes)
 
 
 # ---- Workload ----
