@@ -58,7 +58,7 @@ def test_a_wrong_value_is_named(variable: str, value: str, monkeypatch: pytest.M
 def test_a_wrong_file_is_named(text: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(text)
-    with pytest.raises(InvalidArgumentError, match="settings.toml|colour"):
+    with pytest.raises(InvalidArgumentError, match=r"settings\.toml|colour"):
         load_settings(file)
     with pytest.raises(InvalidArgumentError, match="cannot be read"):
         load_settings(tmp_path / "none.toml")
@@ -72,7 +72,7 @@ def test_networks_are_told_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_setting_is_described_and_secrets_are_masked() -> None:
     rows = {row["name"]: row for row in describe(load_settings(token="s3cret", database_url="postgresql+psycopg://u:pw@h/db"))}
-    assert list(rows) == [field for field in Settings.__dataclass_fields__]
+    assert list(rows) == list(Settings.__dataclass_fields__)
     assert all(row["description"] for row in rows.values())
     assert rows["token"] == {**rows["token"], "value": "***", "secret": True, "variable": "PERF_SERVICE_TOKEN"}
     assert rows["database_url"]["value"] == "postgresql+psycopg://u:***@h/db"

@@ -147,7 +147,7 @@ def test_stubs_install_nothing_outside_of_our_package() -> None:
 def test_runtime_lower_bounds_are_not_below_the_generator() -> None:
     pins = dict(re.findall(r'"(grpcio-tools|mypy-protobuf)==([\d.]+)"', (ROOT / "scripts/proto.py").read_text()))
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    floors = dict(match.groups() for d in dependencies if (match := re.match(r"([\w-]+)>=([\d.]+)", d)))
+    floors = {match[1]: match[2] for d in dependencies if (match := re.match(r"([\w-]+)>=([\d.]+)", d))}
     generated = (ROOT / "perf_service/v1/workflow_pb2.py").read_text()
     protobuf = re.search(r"Protobuf Python Version: ([\d.]+)", generated)
     assert protobuf

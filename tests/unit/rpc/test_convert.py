@@ -32,7 +32,16 @@ from perf_service.v1 import config_pb2, event_pb2, fleet_pb2, optimize_service_p
 
 from .models import model
 
-NOUNS = [(FLEET, Fleet), (INSTANCE, Instance), (SNAPSHOT, Snapshot), (WINDOW, Window), (ANALYSIS, Analysis), (PLAN, Plan), (KNOB, Knob), (WORKFLOW, Workflow)]  # fmt: skip
+NOUNS: list[tuple[Mirror[Any, Any], type[Any]]] = [
+    (FLEET, Fleet),
+    (INSTANCE, Instance),
+    (SNAPSHOT, Snapshot),
+    (WINDOW, Window),
+    (ANALYSIS, Analysis),
+    (PLAN, Plan),
+    (KNOB, Knob),
+    (WORKFLOW, Workflow),
+]
 
 
 @pytest.mark.parametrize(("mirror", "kind"), NOUNS, ids=[kind.__name__ for _, kind in NOUNS])
@@ -176,7 +185,7 @@ def test_a_field_on_one_side_only_is_an_error_at_import() -> None:
         fleet_id: str = ""
         colour: str = ""
 
-    with pytest.raises(TypeError, match="Wrong.colour has no counterpart"):
+    with pytest.raises(TypeError, match=r"Wrong\.colour has no counterpart"):
         Mirror(Wrong, fleet_pb2.Fleet, register=False)
     with pytest.raises(TypeError, match="fields without a counterpart"):
         Mirror(Fleet, fleet_pb2.TargetSpec, model_only=frozenset(f for f in Fleet.__dataclass_fields__), register=False)

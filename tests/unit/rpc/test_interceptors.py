@@ -161,7 +161,7 @@ async def test_going_down_refuses_what_is_new_but_answers_reads() -> None:
 
 
 async def _none() -> Any:
-    for item in ():
+    for item in list[int]():
         yield item
 
 
