@@ -29,7 +29,7 @@ from perf_service.cli.text import clock_time, number, title_of
 
 __all__ = ["analyze"]
 
-analyze = typer.Typer(cls=WithDefault("run"), help="Diagnose an instance or a fleet (analyze INSTANCE), and see earlier analyses.")
+analyze = typer.Typer(cls=WithDefault("run"), no_args_is_help=True, help="Diagnose: analyze INSTANCE; see earlier analyses.")
 
 MaybeInstance = Annotated[str, typer.Argument(metavar="[INSTANCE]", help="Id of the instance.", show_default=False)]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["collect"]
 
-collect = typer.Typer(cls=WithDefault("now"), help="Scrape an instance now (collect INSTANCE), import saved pages, list, watch.")
+collect = typer.Typer(cls=WithDefault("now"), no_args_is_help=True, help="Scrape now: collect INSTANCE; import pages, list, watch.")
 
 
 def _stub(channel: Any) -> Any:

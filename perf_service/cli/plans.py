@@ -31,7 +31,7 @@ from perf_service.cli.text import clock_time, number, percent
 
 __all__ = ["plan", "predict"]
 
-plan = typer.Typer(cls=WithDefault("create"), help="Propose config changes (plan INSTANCE), see plans, knobs and the track record.")
+plan = typer.Typer(cls=WithDefault("create"), no_args_is_help=True, help="Propose changes: plan INSTANCE; see plans, knobs, track record.")
 
 
 def _stub(channel: Any) -> Any:
