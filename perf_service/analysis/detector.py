@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import explain, rules_decode, rules_events, severity
+from perf_service.analysis import explain, rules_decode, rules_events, rules_prefill, severity
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm
 from perf_service.analysis.facts import Facts
@@ -71,11 +71,23 @@ def _latency_findings(facts: Facts, statuses: Sequence[SLOStatus], found: Sequen
         if any(other.cause is finding.cause and finding.cause is not Cause.UNKNOWN for other in findings):
             continue
         findings.append(finding)
+    if findings and (second := _cache_beside(facts, statuses, findings)) is not None:
+        findings.append(second)
     if findings:
         findings += _symptoms(facts, statuses, findings)
     elif throughput_missed(statuses):
         findings += _client_limited(facts, statuses)
     return findings
+
+
+def _cache_beside(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bottleneck]) -> Bottleneck | None:
+    """Prefix caching off as a second cause: whatever holds requests back, most of their service is prefill that might be saved."""
+    off = rules_prefill.prefix_off(facts)
+    share = facts.prefill / facts.inference if facts.prefill is not None and facts.inference else 0.0
+    if off.weight < 1.0 or share < t.PREFILL_SERVICE_SHARE.value or any(f.cause is Cause.PREFIX_CACHE_OFF for f in findings):
+        return None
+    found = _harm_finding(facts, statuses, Harm(phase.PREFILL, facts.prefill or 0.0, (off,), 0.8))
+    return replace(found, severity=min(found.severity, Severity.MEDIUM, key=lambda s: s.rank))
 
 
 def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bottleneck:

@@ -87,6 +87,11 @@ class Facts:
         return self.running.mean / self.running.nonzero_share
 
     @property
+    def running_top(self) -> float:
+        """Most requests seen running; by Little's law where no scrape saw any."""
+        return self.running.max if self.running is not None and self.running.max > 0 else self.running_mean or 0.0
+
+    @property
     def queue_share(self) -> float | None:
         """Share of TTFT (else of E2E) that was waiting in the engine's queue."""
         whole = self.ttft if self.ttft else self.e2e

@@ -45,7 +45,7 @@ def prefill_saturation(facts: Facts) -> float:
         # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
-    return ramp(occupancy, 0.7, t.PREFILL_SATURATED.value)
+    return ramp(occupancy, 0.8, t.PREFILL_SATURATED.value)
 
 
 def budget_smallness(facts: Facts) -> float:
@@ -79,7 +79,7 @@ def chunk_ceiling(facts: Facts) -> float | None:
 def batch_weight(facts: Facts, saturation: float) -> float:
     """How likely the sequence limit is what requests wait for."""
     limit, pinning, running = facts.sequence_limit, facts.pinning, facts.running_mean
-    top = max(facts.running.max if facts.running else 0.0, running or 0.0)
+    top = facts.running_top
     if limit is not None and top > 0:
         if top < 0.9 * limit:
             return 0.01
@@ -98,6 +98,8 @@ def batch_weight(facts: Facts, saturation: float) -> float:
     # Behind a sequence limit the number in prefill may be anything up to the limit; a binding token budget keeps it at one and
     # a bit. Finding it there is the budget's trace, the more so the larger its share of what runs.
     in_prefill = min(1.0, occupancy / running) if running else 0.0
+    if pinning is not None and pinning.limit <= 1:
+        return base * (1.0 - 0.65 * saturation)  # one at a time: a limit of one looks just the same
     return base * (1.0 - saturation * (0.6 + 0.35 * ramp(in_prefill, 0.2, 0.7)))
 
 

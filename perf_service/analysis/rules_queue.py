@@ -231,7 +231,7 @@ def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
     """Running requests held at a constant number, and free KV cache beside it."""
     pinning, limit, peak = facts.pinning, facts.sequence_limit, facts.kv_peak
     running = facts.running_mean
-    top = max(facts.running.max if facts.running else 0.0, running or 0.0)
+    top = facts.running_top
     return compact(
         (
             fact(

@@ -87,7 +87,7 @@ def _splits(parts: Sequence[Window]) -> list[tuple[int, _Side, _Side]]:
     if not loaded:
         return []
     first, last = loaded[0], loaded[-1]
-    if first == 0 or _demand_at_start(parts[first]) > 0:
+    if _demand_at_start(parts[first]) > 0.5 * _demand_at_end(parts[first]):
         first -= 1  # loaded from its beginning on
     inner = range(first + 1, last if _demand_at_end(parts[last]) <= 0 else last + 1)
     result = []

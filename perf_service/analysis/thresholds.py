@@ -51,6 +51,9 @@ BUDGET_SMALL: Final = Threshold(128.0, "tokens", "below it the fixed cost of a s
 BUDGET_LARGE_ENOUGH: Final = Threshold(2048.0, "tokens", "smallest default of any vLLM or SGLang version and GPU")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
 PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
+PREFILL_SERVICE_SHARE: Final = Threshold(
+    0.25, "ratio", "share of the time in the engine that prefill takes, to name it beside another cause"
+)
 PREFIX_PREFILL_SHARE_MIN: Final = Threshold(0.1, "ratio", "prefill share of E2E from which saving it is felt")
 PREFIX_MIN_BLOCKS: Final = Threshold(2.0, "blocks", "only whole blocks are shared; a prompt below two has nothing to share")
 PROMPT_TAIL_RATIO: Final = Threshold(8.0, "ratio", "p95 / p50 of prompt length from which long prompts hold up short ones")

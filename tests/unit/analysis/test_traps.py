@@ -222,3 +222,17 @@ def test_under_use_needs_minutes(window: Callable[..., Window]) -> None:
     short, long = (AnalysisEngine().analyze(window({**PHASES, Hist.INFERENCE_SECONDS: 1.05}, gauges, duration=d)) for d in (60, 900))
     assert causes(short) == []
     assert [(b.cause, b.severity) for b in long.bottlenecks] == [(Cause.UNDER_USE, Severity.LOW)]
+
+
+def test_two_causes_are_both_named() -> None:
+    workload = Workload(Lengths.uniform(2100, 2200), Lengths.uniform(20, 26), concurrency=12, shared_prefix_tokens=2048)
+    world = fleet(workload, max_num_seqs=2, enable_prefix_caching=False)
+    found = causes(judged(scrape(world, 8)))
+    assert found[0] is Cause.BATCH_LIMIT
+    assert Cause.PREFIX_CACHE_OFF in found
+
+
+def test_start_of_a_closed_loop_is_no_load_step() -> None:
+    world = fleet(replace(CHAT, rate=None, concurrency=64), max_num_seqs=8)
+    pages = [world.scrape(), *scrape(world, 8)]
+    assert judged(pages).verdict is Verdict.TUNE
