@@ -29,7 +29,7 @@ from perf_service.v1 import engine_pb2 as perf__service_dot_v1_dot_engine__pb2
 from perf_service.v1 import slo_pb2 as perf__service_dot_v1_dot_slo__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bperf_service/v1/fleet.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cperf_service/v1/engine.proto\x1a\x19perf_service/v1/slo.proto\"\xe1\x01\n\nTargetSpec\x12\x39\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.perf_service.v1.TargetKindB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\\\n\x07options\x18\x02 \x03(\x0b\x32(.perf_service.v1.TargetSpec.OptionsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80@R\x07options\x1a:\n\x0cOptionsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa4\x05\n\x05\x46leet\x12W\n\x08\x66leet_id\x18\x01 \x01(\tB<\xe2\x41\x01\x05\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\x07\x66leetId\x12?\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x17.perf_service.v1.EngineB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x06\x65ngine\x12+\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x0b\x64isplayName\x12\'\n\nmodel_name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\tmodelName\x12\x33\n\x06target\x18\x05 \x01(\x0b\x32\x1b.perf_service.v1.TargetSpecR\x06target\x12\x45\n\x0bslo_targets\x18\x06 \x03(\x0b\x32\x1a.perf_service.v1.SLOTargetB\x08\xbaH\x05\x92\x01\x02\x10@R\nsloTargets\x12T\n\x06labels\x18\x07 \x03(\x0b\x32\".perf_service.v1.Fleet.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x04R\x06labels\x12?\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tcreatedAt\x12?\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tupdatedAt\x12\x1c\n\x04\x65tag\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8e\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TARGET_KIND_DRY_RUN\x10\x01\x12\x15\n\x11TARGET_KIND_LOCAL\x10\x02\x12\x1a\n\x16TARGET_KIND_KUBERNETES\x10\x03\x12\x17\n\x13TARGET_KIND_WEBHOOK\x10\x04\x42P\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bperf_service/v1/fleet.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cperf_service/v1/engine.proto\x1a\x19perf_service/v1/slo.proto\"\xe1\x01\n\nTargetSpec\x12\x39\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.perf_service.v1.TargetKindB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\\\n\x07options\x18\x02 \x03(\x0b\x32(.perf_service.v1.TargetSpec.OptionsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80@R\x07options\x1a:\n\x0cOptionsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa2\x05\n\x05\x46leet\x12W\n\x08\x66leet_id\x18\x01 \x01(\tB<\xe2\x41\x01\x05\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\x07\x66leetId\x12=\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x17.perf_service.v1.EngineB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01R\x06\x65ngine\x12+\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x0b\x64isplayName\x12\'\n\nmodel_name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\tmodelName\x12\x33\n\x06target\x18\x05 \x01(\x0b\x32\x1b.perf_service.v1.TargetSpecR\x06target\x12\x45\n\x0bslo_targets\x18\x06 \x03(\x0b\x32\x1a.perf_service.v1.SLOTargetB\x08\xbaH\x05\x92\x01\x02\x10@R\nsloTargets\x12T\n\x06labels\x18\x07 \x03(\x0b\x32\".perf_service.v1.Fleet.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x04R\x06labels\x12?\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tcreatedAt\x12?\n\nupdated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tupdatedAt\x12\x1c\n\x04\x65tag\x18\n \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01*\x8e\x01\n\nTargetKind\x12\x1b\n\x17TARGET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13TARGET_KIND_DRY_RUN\x10\x01\x12\x15\n\x11TARGET_KIND_LOCAL\x10\x02\x12\x1a\n\x16TARGET_KIND_KUBERNETES\x10\x03\x12\x17\n\x13TARGET_KIND_WEBHOOK\x10\x04\x42P\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEET'].fields_by_name['fleet_id']._loaded_options = None
   _globals['_FLEET'].fields_by_name['fleet_id']._serialized_options = b'\342A\001\005\272H5r3\030\200\0012.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$'
   _globals['_FLEET'].fields_by_name['engine']._loaded_options = None
-  _globals['_FLEET'].fields_by_name['engine']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
+  _globals['_FLEET'].fields_by_name['engine']._serialized_options = b'\342A\001\002\272H\005\202\001\002\020\001'
   _globals['_FLEET'].fields_by_name['display_name']._loaded_options = None
   _globals['_FLEET'].fields_by_name['display_name']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_FLEET'].fields_by_name['model_name']._loaded_options = None
@@ -63,14 +63,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEET'].fields_by_name['updated_at']._serialized_options = b'\342A\001\003'
   _globals['_FLEET'].fields_by_name['etag']._loaded_options = None
   _globals['_FLEET'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_TARGETKIND']._serialized_start=1108
-  _globals['_TARGETKIND']._serialized_end=1250
+  _globals['_TARGETKIND']._serialized_start=1106
+  _globals['_TARGETKIND']._serialized_end=1248
   _globals['_TARGETSPEC']._serialized_start=201
   _globals['_TARGETSPEC']._serialized_end=426
   _globals['_TARGETSPEC_OPTIONSENTRY']._serialized_start=368
   _globals['_TARGETSPEC_OPTIONSENTRY']._serialized_end=426
   _globals['_FLEET']._serialized_start=429
-  _globals['_FLEET']._serialized_end=1105
-  _globals['_FLEET_LABELSENTRY']._serialized_start=1048
-  _globals['_FLEET_LABELSENTRY']._serialized_end=1105
+  _globals['_FLEET']._serialized_end=1103
+  _globals['_FLEET_LABELSENTRY']._serialized_start=1046
+  _globals['_FLEET_LABELSENTRY']._serialized_end=1103
 # @@protoc_insertion_point(module_scope)

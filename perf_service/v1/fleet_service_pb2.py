@@ -29,7 +29,7 @@ from perf_service.v1 import fleet_pb2 as perf__service_dot_v1_dot_fleet__pb2
 from perf_service.v1 import instance_pb2 as perf__service_dot_v1_dot_instance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#perf_service/v1/fleet_service.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1bperf_service/v1/fleet.proto\x1a\x1eperf_service/v1/instance.proto\"\x87\x01\n\x12\x43reateFleetRequest\x12\x34\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetB\x06\xbaH\x03\xc8\x01\x01R\x05\x66leet\x12;\n\nrequest_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"C\n\x13\x43reateFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"8\n\x0fGetFleetRequest\x12%\n\x08\x66leet_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x66leetId\"@\n\x10GetFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"e\n\x11ListFleetsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"l\n\x12ListFleetsResponse\x12.\n\x06\x66leets\x18\x01 \x03(\x0b\x32\x16.perf_service.v1.FleetR\x06\x66leets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x02\n\x12UpdateFleetRequest\x12\x34\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetB\x06\xbaH\x03\xc8\x01\x01R\x05\x66leet\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:d\xbaHa\x1a_\n\tupdate.id\x12\x37\x66leet.fleet_id says which one to change and must be set\x1a\x19this.fleet.fleet_id != \'\'\"C\n\x13UpdateFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"\x96\x01\n\x12\x44\x65leteFleetRequest\x12%\n\x08\x66leet_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x66leetId\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"\x15\n\x13\x44\x65leteFleetResponse\"\x95\x01\n\x17RegisterInstanceRequest\x12=\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceB\x06\xbaH\x03\xc8\x01\x01R\x08instance\x12;\n\nrequest_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"Q\n\x18RegisterInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"A\n\x12GetInstanceRequest\x12+\n\x0binstance_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\ninstanceId\"L\n\x13GetInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"\x8d\x01\n\x14ListInstancesRequest\x12#\n\x08\x66leet_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x07\x66leetId\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"x\n\x15ListInstancesResponse\x12\x37\n\tinstances\x18\x01 \x03(\x0b\x32\x19.perf_service.v1.InstanceR\tinstances\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc2\x02\n\x15UpdateInstanceRequest\x12=\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceB\x06\xbaH\x03\xc8\x01\x01R\x08instance\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:p\xbaHm\x1ak\n\tupdate.id\x12=instance.instance_id says which one to change and must be set\x1a\x1fthis.instance.instance_id != \'\'\"O\n\x16UpdateInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"\xa3\x01\n\x19\x44\x65registerInstanceRequest\x12+\n\x0binstance_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\ninstanceId\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"\x1c\n\x1a\x44\x65registerInstanceResponse2\x9d\n\n\x0c\x46leetService\x12s\n\x0b\x43reateFleet\x12#.perf_service.v1.CreateFleetRequest\x1a$.perf_service.v1.CreateFleetResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/fleets:\x05\x66leet\x12q\n\x08GetFleet\x12 .perf_service.v1.GetFleetRequest\x1a!.perf_service.v1.GetFleetResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/fleets/{fleet_id}\x12l\n\nListFleets\x12\".perf_service.v1.ListFleetsRequest\x1a#.perf_service.v1.ListFleetsResponse\"\x15\x90\x02\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/fleets\x12\x84\x01\n\x0bUpdateFleet\x12#.perf_service.v1.UpdateFleetRequest\x1a$.perf_service.v1.UpdateFleetResponse\"*\x82\xd3\xe4\x93\x02$2\x1b/v1/fleets/{fleet.fleet_id}:\x05\x66leet\x12w\n\x0b\x44\x65leteFleet\x12#.perf_service.v1.DeleteFleetRequest\x1a$.perf_service.v1.DeleteFleetResponse\"\x1d\x82\xd3\xe4\x93\x02\x17*\x15/v1/fleets/{fleet_id}\x12\x88\x01\n\x10RegisterInstance\x12(.perf_service.v1.RegisterInstanceRequest\x1a).perf_service.v1.RegisterInstanceResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\r/v1/instances:\x08instance\x12\x80\x01\n\x0bGetInstance\x12#.perf_service.v1.GetInstanceRequest\x1a$.perf_service.v1.GetInstanceResponse\"&\x90\x02\x01\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/instances/{instance_id}\x12x\n\rListInstances\x12%.perf_service.v1.ListInstancesRequest\x1a&.perf_service.v1.ListInstancesResponse\"\x18\x90\x02\x01\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/instances\x12\x99\x01\n\x0eUpdateInstance\x12&.perf_service.v1.UpdateInstanceRequest\x1a\'.perf_service.v1.UpdateInstanceResponse\"6\x82\xd3\xe4\x93\x02\x30\x32$/v1/instances/{instance.instance_id}:\x08instance\x12\x92\x01\n\x12\x44\x65registerInstance\x12*.perf_service.v1.DeregisterInstanceRequest\x1a+.perf_service.v1.DeregisterInstanceResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/instances/{instance_id}BP\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#perf_service/v1/fleet_service.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/field_mask.proto\x1a\x1bperf_service/v1/fleet.proto\x1a\x1eperf_service/v1/instance.proto\"\xe3\x01\n\x12\x43reateFleetRequest\x12\x34\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetB\x06\xbaH\x03\xc8\x01\x01R\x05\x66leet\x12;\n\nrequest_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:Z\xbaHW\x1aU\n\rcreate.engine\x12\x18\x66leet.engine must be set\x1a*!has(this.fleet) || this.fleet.engine != 0\"C\n\x13\x43reateFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"8\n\x0fGetFleetRequest\x12%\n\x08\x66leet_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x66leetId\"@\n\x10GetFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"e\n\x11ListFleetsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"l\n\x12ListFleetsResponse\x12.\n\x06\x66leets\x18\x01 \x03(\x0b\x32\x16.perf_service.v1.FleetR\x06\x66leets\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xaa\x02\n\x12UpdateFleetRequest\x12\x34\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetB\x06\xbaH\x03\xc8\x01\x01R\x05\x66leet\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:d\xbaHa\x1a_\n\tupdate.id\x12\x37\x66leet.fleet_id says which one to change and must be set\x1a\x19this.fleet.fleet_id != \'\'\"C\n\x13UpdateFleetResponse\x12,\n\x05\x66leet\x18\x01 \x01(\x0b\x32\x16.perf_service.v1.FleetR\x05\x66leet\"\x96\x01\n\x12\x44\x65leteFleetRequest\x12%\n\x08\x66leet_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x66leetId\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"\x15\n\x13\x44\x65leteFleetResponse\"\xe7\x02\n\x17RegisterInstanceRequest\x12=\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceB\x06\xbaH\x03\xc8\x01\x01R\x08instance\x12;\n\nrequest_id\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:\xcf\x01\xbaH\xcb\x01\x1a`\n\x0fregister.engine\x12\x1binstance.engine must be set\x1a\x30!has(this.instance) || this.instance.engine != 0\x1ag\n\x11register.endpoint\x12\x1dinstance.endpoint must be set\x1a\x33!has(this.instance) || this.instance.endpoint != \'\'\"Q\n\x18RegisterInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"A\n\x12GetInstanceRequest\x12+\n\x0binstance_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\ninstanceId\"L\n\x13GetInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"\x8d\x01\n\x14ListInstancesRequest\x12#\n\x08\x66leet_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x07\x66leetId\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"x\n\x15ListInstancesResponse\x12\x37\n\tinstances\x18\x01 \x03(\x0b\x32\x19.perf_service.v1.InstanceR\tinstances\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc2\x02\n\x15UpdateInstanceRequest\x12=\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceB\x06\xbaH\x03\xc8\x01\x01R\x08instance\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId:p\xbaHm\x1ak\n\tupdate.id\x12=instance.instance_id says which one to change and must be set\x1a\x1fthis.instance.instance_id != \'\'\"O\n\x16UpdateInstanceResponse\x12\x35\n\x08instance\x18\x01 \x01(\x0b\x32\x19.perf_service.v1.InstanceR\x08instance\"\xa3\x01\n\x19\x44\x65registerInstanceRequest\x12+\n\x0binstance_id\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\ninstanceId\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12;\n\nrequest_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^[A-Za-z0-9._:-]*$R\trequestId\"\x1c\n\x1a\x44\x65registerInstanceResponse2\x9d\n\n\x0c\x46leetService\x12s\n\x0b\x43reateFleet\x12#.perf_service.v1.CreateFleetRequest\x1a$.perf_service.v1.CreateFleetResponse\"\x19\x82\xd3\xe4\x93\x02\x13\"\n/v1/fleets:\x05\x66leet\x12q\n\x08GetFleet\x12 .perf_service.v1.GetFleetRequest\x1a!.perf_service.v1.GetFleetResponse\" \x90\x02\x01\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/fleets/{fleet_id}\x12l\n\nListFleets\x12\".perf_service.v1.ListFleetsRequest\x1a#.perf_service.v1.ListFleetsResponse\"\x15\x90\x02\x01\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/fleets\x12\x84\x01\n\x0bUpdateFleet\x12#.perf_service.v1.UpdateFleetRequest\x1a$.perf_service.v1.UpdateFleetResponse\"*\x82\xd3\xe4\x93\x02$2\x1b/v1/fleets/{fleet.fleet_id}:\x05\x66leet\x12w\n\x0b\x44\x65leteFleet\x12#.perf_service.v1.DeleteFleetRequest\x1a$.perf_service.v1.DeleteFleetResponse\"\x1d\x82\xd3\xe4\x93\x02\x17*\x15/v1/fleets/{fleet_id}\x12\x88\x01\n\x10RegisterInstance\x12(.perf_service.v1.RegisterInstanceRequest\x1a).perf_service.v1.RegisterInstanceResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\r/v1/instances:\x08instance\x12\x80\x01\n\x0bGetInstance\x12#.perf_service.v1.GetInstanceRequest\x1a$.perf_service.v1.GetInstanceResponse\"&\x90\x02\x01\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/instances/{instance_id}\x12x\n\rListInstances\x12%.perf_service.v1.ListInstancesRequest\x1a&.perf_service.v1.ListInstancesResponse\"\x18\x90\x02\x01\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/instances\x12\x99\x01\n\x0eUpdateInstance\x12&.perf_service.v1.UpdateInstanceRequest\x1a\'.perf_service.v1.UpdateInstanceResponse\"6\x82\xd3\xe4\x93\x02\x30\x32$/v1/instances/{instance.instance_id}:\x08instance\x12\x92\x01\n\x12\x44\x65registerInstance\x12*.perf_service.v1.DeregisterInstanceRequest\x1a+.perf_service.v1.DeregisterInstanceResponse\"#\x82\xd3\xe4\x93\x02\x1d*\x1b/v1/instances/{instance_id}BP\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEFLEETREQUEST'].fields_by_name['fleet']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEFLEETREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEFLEETREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\031r\027\030\200\0012\022^[A-Za-z0-9._:-]*$'
+  _globals['_CREATEFLEETREQUEST']._loaded_options = None
+  _globals['_CREATEFLEETREQUEST']._serialized_options = b'\272HW\032U\n\rcreate.engine\022\030fleet.engine must be set\032*!has(this.fleet) || this.fleet.engine != 0'
   _globals['_GETFLEETREQUEST'].fields_by_name['fleet_id']._loaded_options = None
   _globals['_GETFLEETREQUEST'].fields_by_name['fleet_id']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_LISTFLEETSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -63,6 +65,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERINSTANCEREQUEST'].fields_by_name['instance']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REGISTERINSTANCEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REGISTERINSTANCEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\031r\027\030\200\0012\022^[A-Za-z0-9._:-]*$'
+  _globals['_REGISTERINSTANCEREQUEST']._loaded_options = None
+  _globals['_REGISTERINSTANCEREQUEST']._serialized_options = b'\272H\313\001\032`\n\017register.engine\022\033instance.engine must be set\0320!has(this.instance) || this.instance.engine != 0\032g\n\021register.endpoint\022\035instance.endpoint must be set\0323!has(this.instance) || this.instance.endpoint != \'\''
   _globals['_GETINSTANCEREQUEST'].fields_by_name['instance_id']._loaded_options = None
   _globals['_GETINSTANCEREQUEST'].fields_by_name['instance_id']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_LISTINSTANCESREQUEST'].fields_by_name['fleet_id']._loaded_options = None
@@ -104,45 +108,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEETSERVICE'].methods_by_name['DeregisterInstance']._loaded_options = None
   _globals['_FLEETSERVICE'].methods_by_name['DeregisterInstance']._serialized_options = b'\202\323\344\223\002\035*\033/v1/instances/{instance_id}'
   _globals['_CREATEFLEETREQUEST']._serialized_start=211
-  _globals['_CREATEFLEETREQUEST']._serialized_end=346
-  _globals['_CREATEFLEETRESPONSE']._serialized_start=348
-  _globals['_CREATEFLEETRESPONSE']._serialized_end=415
-  _globals['_GETFLEETREQUEST']._serialized_start=417
-  _globals['_GETFLEETREQUEST']._serialized_end=473
-  _globals['_GETFLEETRESPONSE']._serialized_start=475
-  _globals['_GETFLEETRESPONSE']._serialized_end=539
-  _globals['_LISTFLEETSREQUEST']._serialized_start=541
-  _globals['_LISTFLEETSREQUEST']._serialized_end=642
-  _globals['_LISTFLEETSRESPONSE']._serialized_start=644
-  _globals['_LISTFLEETSRESPONSE']._serialized_end=752
-  _globals['_UPDATEFLEETREQUEST']._serialized_start=755
-  _globals['_UPDATEFLEETREQUEST']._serialized_end=1053
-  _globals['_UPDATEFLEETRESPONSE']._serialized_start=1055
-  _globals['_UPDATEFLEETRESPONSE']._serialized_end=1122
-  _globals['_DELETEFLEETREQUEST']._serialized_start=1125
-  _globals['_DELETEFLEETREQUEST']._serialized_end=1275
-  _globals['_DELETEFLEETRESPONSE']._serialized_start=1277
-  _globals['_DELETEFLEETRESPONSE']._serialized_end=1298
-  _globals['_REGISTERINSTANCEREQUEST']._serialized_start=1301
-  _globals['_REGISTERINSTANCEREQUEST']._serialized_end=1450
-  _globals['_REGISTERINSTANCERESPONSE']._serialized_start=1452
-  _globals['_REGISTERINSTANCERESPONSE']._serialized_end=1533
-  _globals['_GETINSTANCEREQUEST']._serialized_start=1535
-  _globals['_GETINSTANCEREQUEST']._serialized_end=1600
-  _globals['_GETINSTANCERESPONSE']._serialized_start=1602
-  _globals['_GETINSTANCERESPONSE']._serialized_end=1678
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=1681
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1822
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1824
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1944
-  _globals['_UPDATEINSTANCEREQUEST']._serialized_start=1947
-  _globals['_UPDATEINSTANCEREQUEST']._serialized_end=2269
-  _globals['_UPDATEINSTANCERESPONSE']._serialized_start=2271
-  _globals['_UPDATEINSTANCERESPONSE']._serialized_end=2350
-  _globals['_DEREGISTERINSTANCEREQUEST']._serialized_start=2353
-  _globals['_DEREGISTERINSTANCEREQUEST']._serialized_end=2516
-  _globals['_DEREGISTERINSTANCERESPONSE']._serialized_start=2518
-  _globals['_DEREGISTERINSTANCERESPONSE']._serialized_end=2546
-  _globals['_FLEETSERVICE']._serialized_start=2549
-  _globals['_FLEETSERVICE']._serialized_end=3858
+  _globals['_CREATEFLEETREQUEST']._serialized_end=438
+  _globals['_CREATEFLEETRESPONSE']._serialized_start=440
+  _globals['_CREATEFLEETRESPONSE']._serialized_end=507
+  _globals['_GETFLEETREQUEST']._serialized_start=509
+  _globals['_GETFLEETREQUEST']._serialized_end=565
+  _globals['_GETFLEETRESPONSE']._serialized_start=567
+  _globals['_GETFLEETRESPONSE']._serialized_end=631
+  _globals['_LISTFLEETSREQUEST']._serialized_start=633
+  _globals['_LISTFLEETSREQUEST']._serialized_end=734
+  _globals['_LISTFLEETSRESPONSE']._serialized_start=736
+  _globals['_LISTFLEETSRESPONSE']._serialized_end=844
+  _globals['_UPDATEFLEETREQUEST']._serialized_start=847
+  _globals['_UPDATEFLEETREQUEST']._serialized_end=1145
+  _globals['_UPDATEFLEETRESPONSE']._serialized_start=1147
+  _globals['_UPDATEFLEETRESPONSE']._serialized_end=1214
+  _globals['_DELETEFLEETREQUEST']._serialized_start=1217
+  _globals['_DELETEFLEETREQUEST']._serialized_end=1367
+  _globals['_DELETEFLEETRESPONSE']._serialized_start=1369
+  _globals['_DELETEFLEETRESPONSE']._serialized_end=1390
+  _globals['_REGISTERINSTANCEREQUEST']._serialized_start=1393
+  _globals['_REGISTERINSTANCEREQUEST']._serialized_end=1752
+  _globals['_REGISTERINSTANCERESPONSE']._serialized_start=1754
+  _globals['_REGISTERINSTANCERESPONSE']._serialized_end=1835
+  _globals['_GETINSTANCEREQUEST']._serialized_start=1837
+  _globals['_GETINSTANCEREQUEST']._serialized_end=1902
+  _globals['_GETINSTANCERESPONSE']._serialized_start=1904
+  _globals['_GETINSTANCERESPONSE']._serialized_end=1980
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=1983
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=2124
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=2126
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=2246
+  _globals['_UPDATEINSTANCEREQUEST']._serialized_start=2249
+  _globals['_UPDATEINSTANCEREQUEST']._serialized_end=2571
+  _globals['_UPDATEINSTANCERESPONSE']._serialized_start=2573
+  _globals['_UPDATEINSTANCERESPONSE']._serialized_end=2652
+  _globals['_DEREGISTERINSTANCEREQUEST']._serialized_start=2655
+  _globals['_DEREGISTERINSTANCEREQUEST']._serialized_end=2818
+  _globals['_DEREGISTERINSTANCERESPONSE']._serialized_start=2820
+  _globals['_DEREGISTERINSTANCERESPONSE']._serialized_end=2848
+  _globals['_FLEETSERVICE']._serialized_start=2851
+  _globals['_FLEETSERVICE']._serialized_end=4160
 # @@protoc_insertion_point(module_scope)

@@ -29,8 +29,7 @@ from perf_service.rpc.convert.track_record import summary
 from perf_service.rpc.convert.workflow import ROLLOUT_POLICY, WORKFLOW, event_from_proto, event_to_proto, request_of
 from perf_service.storage.ports import LedgerEntry
 from perf_service.v1 import config_pb2, event_pb2, fleet_pb2, optimize_service_pb2, slo_pb2, workflow_pb2
-
-from .models import model
+from tests.support.random_models import model
 
 NOUNS: list[tuple[Mirror[Any, Any], type[Any]]] = [
     (FLEET, Fleet),

@@ -60,7 +60,7 @@ def _register(config: config_pb2.EngineConfig) -> fleet_service_pb2.RegisterInst
 def test_texts_are_for_people() -> None:
     found = violations(fleet_service_pb2.CreateFleetRequest(fleet=fleet_pb2.Fleet(fleet_id="a b")))
     assert "letters" in found["fleet.fleet_id"]
-    assert found["fleet.engine"] == "must be set"
+    assert found[""] == "fleet.engine must be set"
 
 
 def test_a_rule_over_the_whole_message_has_no_path() -> None:
