@@ -6,81 +6,20 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import resources
-from typing import Any
 
 from perf_service.models.config import ConfigChange, EngineConfig, KnobValue, Setting, Source
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
 from perf_service.models.fleet import Hardware
 from perf_service.models.metrics import Engine
-from perf_service.models.plan import Knob, KnobType, OptimizerKind
-from perf_service.optimization.catalogue.versions import capability, in_bracket, release
+from perf_service.models.plan import Knob, KnobType
+from perf_service.optimization.catalogue.entry import KnobEntry, entry_of
+from perf_service.optimization.catalogue.values import as_bool, as_float, as_int
+from perf_service.optimization.catalogue.versions import capability, in_bracket
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceBracket:
-    """The choices of an enum knob in the versions [since, removed)."""
-
-    values: tuple[str, ...]
-    since: str = ""
-    removed: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultRule:
-    """A default that holds in a version bracket and, where bounded, for an accelerator's memory (GiB) and kind."""
-
-    value: KnobValue
-    since: str = ""
-    removed: str = ""
-    min_gib: float | None = None
-    max_gib: float | None = None
-    not_accelerator: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ValueNeed:
-    """Values that need at least a compute capability."""
-
-    values: tuple[str, ...]
-    min_compute_capability: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnobEntry:
-    """One knob with what depends on version and hardware."""
-
-    knob: Knob
-    aliases: tuple[str, ...] = ()
-    brackets: tuple[ChoiceBracket, ...] = ()
-    defaults: tuple[DefaultRule, ...] = ()
-    needs: tuple[ValueNeed, ...] = ()
-    page_is_resolved: bool = False  # what the page shows is the resolved value, not what somebody set
-    env_only: bool = False
-
-    def supported(self, version: str) -> bool | None:
-        """Whether the version has the knob; None where that cannot be told."""
-        return in_bracket(version, self.knob.since, self.knob.removed)
-
-    def choices(self, version: str) -> tuple[str, ...]:
-        """The values that the version takes; of an unknown version, every value of any version."""
-        taken = [b.values for b in self.brackets if in_bracket(version, b.since, b.removed) is not False]
-        return tuple(dict.fromkeys(value for values in taken for value in values))
-
-    def certain_choices(self, version: str) -> tuple[str, ...]:
-        """The values that the version surely takes; of an unknown version, those of every version."""
-        if release(version) is not None or not self.brackets:
-            return self.choices(version)
-        common = set(self.brackets[0].values).intersection(*(b.values for b in self.brackets[1:]))
-        return tuple(v for v in self.brackets[0].values if v in common)
-
-    def capability_needed(self, value: KnobValue | None) -> str:
-        """Compute capability that the knob or this value of it needs; empty: none known."""
-        return next((n.min_compute_capability for n in self.needs if value in n.values), self.knob.min_compute_capability)
 
 
 def canonical(name: str) -> str:
@@ -198,11 +137,11 @@ class KnobCatalogue:
         knob = found.knob
         value: KnobValue | None
         if knob.type is KnobType.BOOL:
-            value = _as_bool(text)
+            value = as_bool(text)
         elif knob.type is KnobType.INT:
-            value = _as_int(text)
+            value = as_int(text)
         elif knob.type is KnobType.FLOAT:
-            value = _as_float(text)
+            value = as_float(text)
         else:
             value = str(text).strip() if not isinstance(text, bool) else None
         if value is None or value == "":
@@ -311,46 +250,15 @@ _A_TYPE = {
     KnobType.ENUM: "a name",
     KnobType.STRING: "a text",
 }
-_TRUTH = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
 _NOT_ZERO = frozenset({"max_model_len", "chunked_prefill_size"})
 
 
 def _negated(name: str, key: str, value: KnobValue) -> KnobValue:
     """`--no-x` given as true means x is false."""
     if canonical(name) == f"no_{key}":
-        read = _as_bool(value)
+        read = as_bool(value)
         return value if read is None else not read
     return value
-
-
-def _as_bool(value: KnobValue) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    return _TRUTH.get(str(value).strip().lower())
-
-
-def _as_int(value: KnobValue) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    text = str(value).strip().lower().replace("_", "")
-    # vLLM itself reads 16k (1000) and 16K (1024); the exact number is asked for here instead of guessing which was meant.
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number == number and abs(number) < 1e15 and number == int(number) else None
-
-
-def _as_float(value: KnobValue) -> float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if number == number and abs(number) != float("inf") else None
 
 
 def _invalid(knob: Knob, value: KnobValue, why: str) -> InvalidArgumentError:
@@ -381,38 +289,5 @@ def _load() -> KnobCatalogue:
     for engine in Engine:
         data = tomllib.loads((folder / f"{engine.value}.toml").read_text("utf-8"))
         facts[engine] = frozenset(data.get("facts", ()))
-        entries[engine] = {raw["name"]: _entry(engine, raw, bool(data.get("env_from_name"))) for raw in data["knob"]}
+        entries[engine] = {raw["name"]: entry_of(engine, raw, bool(data.get("env_from_name"))) for raw in data["knob"]}
     return KnobCatalogue(entries, facts)
-
-
-def _entry(engine: Engine, raw: Mapping[str, Any], env_from_name: bool) -> KnobEntry:
-    name = raw["name"]
-    env_only = bool(raw.get("env_only"))
-    knob = Knob(
-        engine=engine,
-        name=name,
-        flag="" if env_only else raw.get("flag", "--" + name.replace("_", "-")),
-        type=KnobType(raw["type"]),
-        group=OptimizerKind(raw["group"]),
-        description=raw["description"],
-        default=raw.get("default", ""),
-        minimum=raw.get("minimum"),
-        maximum=raw.get("maximum"),
-        negative_flag=raw.get("negative_flag", ""),
-        since=raw.get("since", ""),
-        removed=raw.get("removed", ""),
-        min_compute_capability=raw.get("min_compute_capability", ""),
-        conflicts=tuple(raw.get("conflicts", ())),
-        trades=raw.get("trades", ""),
-        tunable=raw.get("tunable", True),
-        env=raw.get("env", name.upper() if env_from_name else ""),
-    )
-    return KnobEntry(
-        knob=knob,
-        aliases=tuple(raw.get("aliases", ())),
-        brackets=tuple(ChoiceBracket(tuple(c["values"]), c.get("since", ""), c.get("removed", "")) for c in raw.get("choices", ())),
-        defaults=tuple(DefaultRule(**d) for d in raw.get("defaults", ())),
-        needs=tuple(ValueNeed(tuple(n["values"]), n["min_compute_capability"]) for n in raw.get("needs", ())),
-        page_is_resolved=bool(raw.get("page_is_resolved")),
-        env_only=env_only,
-    )
