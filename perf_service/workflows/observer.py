@@ -86,7 +86,7 @@ class Observer:
         interval = workflow.policy.sample_interval_seconds
         problems = await self._scrape(instances, older_than=interval * 0.9)
         now = self._clock()
-        series = await self._pipeline.series(instances, now - baseline_seconds(workflow) - interval, now)
+        series = await self._pipeline.series(instances, _range_start(workflow, workflow.phase_started_at, now), now)
         wanted = workflow.status is WorkflowStatus.PREFLIGHT
         return replace(
             seen,
@@ -98,13 +98,13 @@ class Observer:
 
     async def _analyze(self, seen: Observation, workflow: Workflow, instances: Sequence[Instance]) -> Observation:
         now = self._clock()
-        start = now - baseline_seconds(workflow) - workflow.policy.sample_interval_seconds
+        start = _range_start(workflow, workflow.created_at, now)
         try:
             analysis = await self._pipeline.analyze_range(
                 instances, fleet_id=_known_fleet(workflow), start=start, end=now, slo_targets=workflow.slo_targets
             )
         except Exception as error:
-            return replace(seen, problem=_problem(error))
+            return replace(seen, problem=_problem(error, pure=True))
         return replace(seen, analysis=analysis)
 
     async def _plan(self, seen: Observation, workflow: Workflow, instances: Sequence[Instance]) -> Observation:
@@ -117,13 +117,13 @@ class Observer:
             analysis = await store.get_analysis(workflow.analysis_id)
             plan = await self._pipeline.plan_for(analysis, instances[0] if instances else None, slo_targets=workflow.slo_targets)
         except Exception as error:
-            return replace(seen, problem=_problem(error))
+            return replace(seen, problem=_problem(error, pure=True))
         return replace(seen, plan=plan)
 
     async def _hypothesis(self, workflow: Workflow, instances: Sequence[Instance], changes: Sequence[ConfigChange]) -> Plan | None:
         """What given changes are expected to do, where that can be predicted; the gates then know it."""
         now = self._clock()
-        start = now - baseline_seconds(workflow) - workflow.policy.sample_interval_seconds
+        start = _range_start(workflow, workflow.created_at, now)
         wanted = {change.parameter: change.recommended_value for change in changes}
         try:
             _, _, effects = await self._pipeline.predict_for(instances, changes=wanted, start=start, end=now)
@@ -219,6 +219,12 @@ class Observer:
         return tuple(p for p in await asyncio.gather(*(one(i) for i in instances)) if p is not None)
 
 
+def _range_start(workflow: Workflow, begun: float | None, now: float) -> float:
+    """From when on pages count as the time before the change: the baseline's length, or longer where collecting took longer."""
+    usual = now - baseline_seconds(workflow) - workflow.policy.sample_interval_seconds
+    return min(usual, now if begun is None else begun)
+
+
 def _known_fleet(workflow: Workflow) -> str:
     """The fleet's id, empty where the workflow is about a lone instance."""
     return "" if workflow.fleet_id == workflow.instance_id else workflow.fleet_id
@@ -240,11 +246,13 @@ def _where_they_are(instances: Sequence[Instance], fleet: FleetState | None) -> 
     return found
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(error: Exception, *, pure: bool = False) -> Problem:
+    """An error as data. `pure`: it comes from a computation, which would fail again on the same input."""
     if isinstance(error, TargetError):
         return Problem(error.reason, error.message, permanent=error.permanent)
     if isinstance(error, PerfServiceError):
         return Problem(error.reason, error.message, permanent=error.reason not in _TRANSIENT)
-    # A bug, or an adapter's own exception: shown as what it is, and tried again until the phase's deadline.
+    # A bug, or an adapter's own exception. The log has the details; a message for people does not.
     _log.exception("an observation failed")
-    return Problem(ErrorReason.INTERNAL, f"{type(error).__name__}: {error}")
+    text = f"an unexpected {type(error).__name__} inside the service; its log says where"
+    return Problem(ErrorReason.INTERNAL, text, permanent=pure)

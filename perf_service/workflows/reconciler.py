@@ -241,7 +241,8 @@ class Reconciler:
                 failures.append(Problem(error.reason, error.message, False, action.instance_id))
             except Exception as error:
                 _log.exception("an effect on %s failed", action.instance_id)
-                failures.append(Problem(ErrorReason.INTERNAL, f"{type(error).__name__}: {error}", False, action.instance_id))
+                text = f"an unexpected {type(error).__name__} inside the service; its log says where"
+                failures.append(Problem(ErrorReason.INTERNAL, text, False, action.instance_id))
         run.failures = tuple(failures)
 
     async def _sleep(self, workflow: Workflow) -> None:

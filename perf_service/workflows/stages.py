@@ -34,12 +34,13 @@ def default_policy(request: WorkflowRequest) -> RolloutPolicy:
     Intervals are scaled down so that a short duration still holds its samples; they are never longer than the defaults.
     """
     bake = request.monitoring_duration_seconds
-    interval = min(15.0, max(0.05, bake / 6.0))
-    samples = min(5, max(1, math.floor(bake / interval) - 1))
+    warmup = min(30.0, bake / 5.0)
+    interval = min(15.0, max(0.05, bake / 8.0))
+    samples = min(5, max(1, math.floor((bake - warmup) / interval) - 1))
     requests = 50 if bake >= 60 else 20
     waits = not request.auto_rollout
     stages = tuple(StagePolicy(percent, bake, samples, requests, requires_promotion=waits) for percent in (10.0, 50.0, 100.0))
-    return RolloutPolicy(stages=stages, sample_interval_seconds=interval, warmup_seconds=min(30.0, bake / 5.0))
+    return RolloutPolicy(stages=stages, sample_interval_seconds=interval, warmup_seconds=warmup)
 
 
 def without_waiting(policy: RolloutPolicy, *, auto_rollout: bool) -> RolloutPolicy:

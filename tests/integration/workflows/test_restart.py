@@ -13,9 +13,9 @@ from perf_service.simulator.workload import Lengths, Workload
 from perf_service.workflows.manager import WorkflowManager
 from tests.support.virtual_world import World
 
-LOAD = Workload(prompt=Lengths.uniform(20, 40), output=Lengths.uniform(3, 6), rate=7.0)
+LOAD = Workload(prompt=Lengths.uniform(20, 40), output=Lengths.uniform(3, 6), rate=4.0)
 QUICK = RolloutPolicy(
-    stages=tuple(StagePolicy(p, bake_seconds=16.0, min_samples=2, min_requests=5) for p in (10.0, 50.0, 100.0)),
+    stages=tuple(StagePolicy(p, bake_seconds=16.0, min_samples=2, min_requests=5) for p in (50.0, 100.0)),
     sample_interval_seconds=4.0,
     warmup_seconds=2.0,
     hold_limit_seconds=20.0,
@@ -79,7 +79,7 @@ async def drive(world: World, manager: WorkflowManager, workflow_id: str) -> Wor
 
 
 async def rollout(change: ConfigChange, *, die_at: int, present: int = 8) -> tuple[Workflow, World, int]:
-    world = World({"max_num_seqs": present}, replicas=3, workload=LOAD)
+    world = World({"max_num_seqs": present}, replicas=2, workload=LOAD)
     await world.register()
     world.virtual.advance(20)
     request = WorkflowRequest(fleet_id="f1", requires_approval=False, changes=(change,), policy=QUICK)
@@ -103,15 +103,15 @@ async def rollout(change: ConfigChange, *, die_at: int, present: int = 8) -> tup
 async def test_killed_at_every_step_the_end_is_the_same(change: ConfigChange, present: int, end: WorkflowStatus) -> None:
     reference, _, chances = await rollout(change, die_at=-1, present=present)
     assert reference.status is end, reference.message
-    # A step of 7 is prime to the four chances (before and after a record, before and after an effect), so each kind is hit.
-    for at in range(1, chances + 1, 7):
+    # A step of 11 is prime to the four chances (before and after a record, before and after an effect), so each kind is hit.
+    for at in range(1, chances + 1, 11):
         done, world, _ = await rollout(change, die_at=at, present=present)
         assert done.status is end, f"died at {at}: {done.message}"
         running = {config.get("max_num_seqs") for config in world.target.configs.values()}
         assert running == ({change.recommended_value} if end is S.COMPLETED else {present})
         if end is S.COMPLETED:
             names = [name for _, name, _ in world.target.journal]
-            assert sorted(names) == ["r0", "r1", "r2"], f"died at {at}: each replica is restarted once"
+            assert sorted(names) == ["r0", "r1"], f"died at {at}: each replica is restarted once"
 
 
 async def test_two_managers_never_act_at_the_same_time() -> None:
