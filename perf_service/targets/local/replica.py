@@ -39,6 +39,7 @@ _PROBE_TIMEOUT_SECONDS: Final = 120.0  # of one completion: the fleet's clients 
 _HEALTH_TIMEOUT_SECONDS: Final = 5.0
 _LOG_LINES: Final = 8
 _LOGS_KEPT: Final = 5
+_KILL_SECONDS: Final = 30.0  # after SIGKILL only the kernel's own work is waited for; a loaded host needs seconds for it
 _LEFT_BEHIND_SECONDS: Final = 5.0  # for workers whose server has gone already
 _BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -269,7 +270,7 @@ class ReplicaSupervisor:
         for process in rest:
             processes.send(process, signal.SIGTERM)
         await self._gone(rest, min(_LEFT_BEHIND_SECONDS, self._options.stop_timeout_seconds))
-        deadline = time.monotonic() + self._options.stop_timeout_seconds
+        deadline = time.monotonic() + _KILL_SECONDS
         while rest := await asyncio.to_thread(processes.belonging, self._mark, self._logs, leader):
             for process in rest:
                 processes.send(process, signal.SIGKILL)
