@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, rules_queue, series, trust, upgrade
+from perf_service.analysis import attribution, detector, facts, health, rules_events, rules_queue, series, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import error_count, evaluate
 from perf_service.collectors.fleet_window import fleet_window
@@ -208,7 +208,7 @@ def _analysis(found: facts.Facts, targets: tuple[SLOTarget, ...], loads: Mapping
     statuses = tuple(attribution.attributed(status, found) for status in statuses)
     if not quality.usable:
         return _blocked(found, quality, statuses)
-    if found.idle:
+    if found.idle and rules_events.hang(found) is None:  # a frozen engine looks idle, were it not for the clients that pile up
         summary = "Nothing to do: the engine was asked nothing in this window."
         if not (window.gauges or window.counters or window.histograms):
             return _blocked(found, quality.plus(_nothing()), statuses)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from perf_service.analysis import explain
 from perf_service.analysis import thresholds as t
@@ -51,24 +51,44 @@ _PROGRESS = (
 
 
 def _stands_still(window: Window) -> bool:
+    """No progress of any kind, although the counters are there."""
     if not any(counter in window.counters for counter in _PROGRESS):
         return False
-    if any(window.counters.get(counter, 0.0) > 0 for counter in _PROGRESS) or window.count(Hist.ITERATION_TOKENS) > 0:
-        return False
+    return not any(window.counters.get(counter, 0.0) > 0 for counter in _PROGRESS) and window.count(Hist.ITERATION_TOKENS) <= 0
+
+
+def _has_work(window: Window) -> bool:
     running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
     return (running is not None and running.min > 0) or (waiting is not None and waiting.min > 0)
 
 
+def _clients_piling_up(parts: Sequence[Window]) -> float:
+    """Descriptors that the API process gained over the parts, 0 where any part lost some.
+
+    An engine that hangs between two requests freezes its gauges at zero; each new client then only shows as an open connection.
+    """
+    seen = [part.gauge(Gauge.OPEN_FILE_DESCRIPTORS) for part in parts]
+    known = [stats for stats in seen if stats is not None]
+    if not known or len(known) < len(seen) or any(stats.last < stats.max for stats in known):
+        return 0.0
+    return known[-1].last - known[0].min
+
+
 def hang(facts: Facts) -> Bottleneck | None:
     """Work is there and no token comes, while the page itself is alive. Looked for at the end of the window."""
-    still = 0.0
-    parts = facts.series or (facts.window,)
-    scrapes = 1
-    for part in reversed(parts):
+    still, scrapes = 0.0, 1
+    tail_parts: list[Window] = []
+    for part in reversed(facts.series or (facts.window,)):
         if part.lifetime or not _stands_still(part):
             break
+        tail_parts.insert(0, part)
         still += part.duration_seconds or 0.0
         scrapes += part.scrapes - 1
+    if not tail_parts:
+        return None
+    piled = 0.0 if all(map(_has_work, tail_parts)) else _clients_piling_up(tail_parts)
+    if piled < t.PILED_UP_CLIENTS.value and not all(map(_has_work, tail_parts)):
+        return None
     usual = max(facts.prefill or 0.0, facts.itl or 0.0)
     tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
     if tail is not None and tail.high != float("inf"):
@@ -80,9 +100,15 @@ def hang(facts: Facts) -> Bottleneck | None:
     waiting = facts.waiting.last if facts.waiting else 0.0
     alive = facts.window.counters.get(Counter.PROCESS_CPU_SECONDS, 0.0) > 0
     detail = f"no token for {still:.0f} s over {scrapes} scrapes with {running:.0f} running and {waiting:.0f} waiting requests."
+    if piled:
+        detail = f"no token for {still:.0f} s over {scrapes} scrapes, while {piled:.0f} more connections were opened and none was answered."
     evidence = (
         fact(facts, "generation_tokens", "delta", 0.0, f"No token was generated for {still:.0f} s.", threshold=needed, unit="tokens"),
-        fact(facts, "running_requests", "last", running, f"{running:.0f} requests are running, {waiting:.0f} waiting.", unit="requests"),
+        fact(facts, "open_file_descriptors", "delta", piled, f"The API process holds {piled:.0f} more open connections than before.")
+        if piled
+        else fact(
+            facts, "running_requests", "last", running, f"{running:.0f} requests are running, {waiting:.0f} waiting.", unit="requests"
+        ),
         *compact(
             (
                 fact(facts, "process_cpu_seconds", "delta", 1.0, "The page is alive: the API process used CPU between the scrapes.")
@@ -101,7 +127,7 @@ def hang(facts: Facts) -> Bottleneck | None:
         needed,
         detail,
         evidence,
-        0.95 if alive else 0.7,
+        0.85 if piled else 0.95 if alive else 0.7,
     )
 
 

@@ -73,6 +73,7 @@ ABORT_RATIO: Final = Threshold(0.1, "ratio", "one client in ten leaves before it
 EVENTS_MIN: Final = Threshold(3.0, "requests", "fewer are chance")
 
 STALL_SECONDS: Final = Threshold(10.0, "s", "no token for longer than any step or prompt seen needs")
+PILED_UP_CLIENTS: Final = Threshold(5.0, "connections", "more than a scrape, a health probe and an operator's shell open between them")
 STALL_STEPS: Final = Threshold(5.0, "ratio", "times the longest usual pause between tokens")
 REQUESTS_MIN: Final = Threshold(5.0, "requests", "fewer finished requests say little about means")
 REQUESTS_CERTAIN: Final = Threshold(20.0, "requests", "a mean of fewer has a standard error above a quarter of its spread")

@@ -1,0 +1,59 @@
+"""Real runs that no rule was written on: see `truth.txt` in each folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perf_service.analysis.engine import AnalysisEngine
+from perf_service.collectors.source import read_saved, snapshots_of
+from perf_service.models.analysis import Analysis, Cause, Severity, Verdict
+from perf_service.models.config import EngineConfig
+
+HELD_OUT = Path(__file__).parents[2] / "fixtures" / "held_out"
+COMPUTE = {Cause.PREFILL_COMPUTE, Cause.DECODE_BOUND, Cause.UNKNOWN}  # what a healthy engine may be said to spend its time on
+
+
+def _analyzed(scenario: str, **config: int) -> Analysis:
+    snapshots = snapshots_of(read_saved(HELD_OUT / scenario), scenario)
+    return AnalysisEngine().analyze(snapshots, "vllm", config=EngineConfig.of(config))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "cause"),
+    [
+        ("queue_seqs4", Cause.BATCH_LIMIT),
+        ("prefill_budget64", Cause.TOKEN_BUDGET_TOO_SMALL),
+        ("kv_blocks24", Cause.KV_EXHAUSTED),
+        ("client_aborts", Cause.CLIENT_ABORTS),
+        ("engine_hang", Cause.ENGINE_HANG),
+    ],
+)
+def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> None:
+    root = _analyzed(scenario).root_cause
+    assert root is not None
+    assert root.cause is cause
+
+
+@pytest.mark.parametrize("scenario", ["healthy_busy", "one_client", "unshared_prompts", "kv_full_no_preemption", "dp2_light", "dp2_busy"])
+def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
+    analysis = _analyzed(scenario)
+    assert {b.cause for b in analysis.bottlenecks} <= COMPUTE
+    assert all(b.severity in (Severity.LOW, Severity.MEDIUM) for b in analysis.bottlenecks)
+    assert analysis.verdict is not Verdict.TUNE
+
+
+def test_a_small_budget_without_a_queue_is_told_once_the_launch_argument_is_known() -> None:
+    unknown, known = _analyzed("prefill_budget64_open"), _analyzed("prefill_budget64_open", max_num_batched_tokens=64)
+    assert known.root_cause is not None
+    assert known.root_cause.cause is Cause.TOKEN_BUDGET_TOO_SMALL
+    assert unknown.root_cause is not None
+    assert unknown.root_cause.alternative is Cause.TOKEN_BUDGET_TOO_SMALL
+
+
+def test_a_hang_with_frozen_gauges_is_no_idleness() -> None:
+    snapshots = snapshots_of(read_saved(HELD_OUT / "engine_hang"), "hung")
+    frozen = AnalysisEngine().analyze(snapshots[-5:], "vllm")
+    assert frozen.verdict is Verdict.RESTART
+    assert frozen.overall_health_score == 0.0
