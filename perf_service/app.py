@@ -28,6 +28,7 @@ from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumen
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
 from perf_service.rpc.context import ServerLimits, Services, SettingView
+from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind
 from perf_service.settings import Settings, describe
 from perf_service.storage.ports import Store
@@ -71,7 +72,7 @@ def build_app(settings: Settings) -> App:
             field="allowed_networks",
             reason=ErrorReason.SETTINGS_INVALID,
         ) from error
-    return App(settings, SqlStore.open(settings.database_url), policy)
+    return App(settings, SqlStore.open(settings.database_url, lock_timeout_seconds=settings.lock_timeout_seconds), policy)
 
 
 class App:
@@ -81,6 +82,7 @@ class App:
         self.settings = settings
         self.store = store
         self.registry = CollectorRegistry()
+        self.lifecycle = Lifecycle()
         self._policy = policy
         self._tasks: list[asyncio.Task[None]] = []
         self._server: RpcServer | None = None
@@ -180,6 +182,7 @@ class App:
             new_id=random_id,
             registered=self.scheduler.add,
             deregistered=self.scheduler.remove,
+            lifecycle=self.lifecycle,
             limits=ServerLimits(
                 max_message_bytes=settings.max_message_bytes,
                 max_page_bytes=settings.max_page_bytes,

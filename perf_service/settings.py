@@ -44,6 +44,9 @@ class Settings:
             json_schema_extra={"url": True},
         ),
     ] = "sqlite:///perf_service.db"
+    lock_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="How long to wait for a store that another process locks.")] = (
+        5.0
+    )
     state_dir: Annotated[Path, Field(description="Where local targets keep the state and the logs of their engines.")] = Path(
         "perf_service_state"
     )

@@ -61,4 +61,4 @@ class Services:
 
 def caller(told: str) -> str:
     """Who decides: the authenticated principal, or where there is no authentication who the caller says."""
-    return principal() or told or "unauthenticated"
+    return principal() or told or "anonymous"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,16 +47,14 @@ class Remote:
         self.workflows: Any = workflow_service_pb2_grpc.WorkflowServiceStub(channel)
         self.system: Any = system_service_pb2_grpc.SystemServiceStub(channel)
 
-    async def fleet(self, fleet_id: str = "f", replicas: int = 2) -> list[str]:
-        """A fleet of vLLM replicas at addresses where nobody listens; their ids."""
+    async def fleet(self, fleet_id: str = "f", replicas: int = 2, endpoint: str = "http://127.0.0.1:9") -> list[str]:
+        """A fleet of vLLM replicas, by default at an address where nobody listens; their ids."""
         await self.fleets.CreateFleet(
             fleet_service_pb2.CreateFleetRequest(fleet=fleet_pb2.Fleet(fleet_id=fleet_id, engine=engine_pb2.ENGINE_VLLM))
         )
         names = [f"{fleet_id}-{i}" for i in range(replicas)]
         for name in names:
-            instance = instance_pb2.Instance(
-                instance_id=name, fleet_id=fleet_id, engine=engine_pb2.ENGINE_VLLM, endpoint="http://127.0.0.1:9"
-            )
+            instance = instance_pb2.Instance(instance_id=name, fleet_id=fleet_id, engine=engine_pb2.ENGINE_VLLM, endpoint=endpoint)
             await self.fleets.RegisterInstance(fleet_service_pb2.RegisterInstanceRequest(instance=instance))
         return names
 
@@ -69,6 +70,34 @@ class Remote:
             request.collected_at.FromNanoseconds(int((end + entry["t_unix"] - entries[-1]["t_unix"]) * 1e9))
             await self.collect.ImportMetrics(request)
         return len(entries)
+
+
+def pages_of(scenario: str) -> list[bytes]:
+    """The pages of a recorded scenario in order."""
+    lines = [json.loads(line) for line in (CAPTURES / scenario / "scrapes.jsonl").read_text().splitlines()]
+    names = [line["file"] if line["file"].endswith(".gz") else f"{line['file']}.gz" for line in lines if line["file"]]
+    return [gzip.decompress((CAPTURES / scenario / name).read_bytes()) for name in names]
+
+
+@asynccontextmanager
+async def engine(scenario: str) -> AsyncIterator[str]:
+    """An HTTP server that answers every request with the scenario's next page, the last one again and again; its URL."""
+    pages = pages_of(scenario)
+    served = itertools.chain(pages, itertools.repeat(pages[-1]))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        page = next(served)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page)
+        )
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from perf_service.storage.ports import AuditEntry, LedgerStore
 
 _log = structlog.get_logger("perf_service.rpc")
 _principal: ContextVar[str] = ContextVar("principal", default="")
-# Probes carry no token; what they learn is whether the server serves.
-OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
 
 
 def principal() -> str:
@@ -27,8 +25,6 @@ def principal() -> str:
 
 class Access(Interceptor):
     """Refuses a call without the right token, and remembers who calls."""
-
-    all_methods = True
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -47,7 +43,7 @@ class Access(Interceptor):
     def check(self, method: Method, context: Context) -> None:
         """Raises UNAUTHENTICATED."""
         name = _certificate_name(context)
-        if self._token and method.service not in OPEN_SERVICES:
+        if self._token:
             scheme, _, token = metadata_of(context, "authorization").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
                 raise PerfServiceError(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from perf_service.rpc.methods import Method, methods
 
@@ -14,10 +15,22 @@ Proceed = Callable[[Any], Awaitable[Any]]
 ProceedStream = Callable[[Any], AsyncIterator[Any]]
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of the contract. Those of others (health, reflection) pass by, except where `all_methods` is set."""
+class Malformed:
+    """Stands for a request whose bytes are no message: grpc would tell the caller the parser's exception. The error boundary refuses it."""
 
-    all_methods = False
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return Malformed()
+
+    return parse
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Wraps the methods of the contract. Those of others (health, reflection) pass by: probes and tools carry no token."""
 
     async def unary(self, method: Method, request: Any, context: Context, proceed: Proceed) -> Any:
         """Around a call with one answer."""
@@ -31,15 +44,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Called by grpc for each call, before its request is read."""
         handler = await continuation(handler_call_details)
-        path = handler_call_details.method
-        method = methods().get(path)
-        if method is None and self.all_methods:
-            service, _, name = path.strip("/").rpartition("/")
-            method = Method(path=path, service=service, name=name, mutating=False, response=None)
+        method = methods().get(handler_call_details.method)
         if handler is None or method is None or handler.request_streaming:
             return handler
         known: Method = method
-        serializers = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+        serializers = {"request_deserializer": _tolerant(handler.request_deserializer), "response_serializer": handler.response_serializer}
         if handler.response_streaming:
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:

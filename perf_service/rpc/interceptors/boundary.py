@@ -14,9 +14,9 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from perf_service.models.errors import PerfServiceError
+from perf_service.models.errors import InvalidArgumentError, PerfServiceError
 from perf_service.rpc.errors import internal, to_status
-from perf_service.rpc.interceptors.base import Context, Interceptor, Proceed, ProceedStream
+from perf_service.rpc.interceptors.base import Context, Interceptor, Malformed, Proceed, ProceedStream
 from perf_service.rpc.methods import Method
 
 _log = structlog.get_logger("perf_service.rpc")
@@ -28,6 +28,7 @@ class ErrorBoundary(Interceptor):
     async def unary(self, method: Method, request: Any, context: Context, proceed: Proceed) -> Any:
         """Translate."""
         try:
+            _check_parsed(request)
             return await proceed(request)
         except Exception as error:
             await _fail(method, context, error)
@@ -35,10 +36,16 @@ class ErrorBoundary(Interceptor):
     async def stream(self, method: Method, request: Any, context: Context, proceed: ProceedStream) -> AsyncIterator[Any]:
         """Translate, also in mid-stream."""
         try:
+            _check_parsed(request)
             async for response in proceed(request):
                 yield response
         except Exception as error:
             await _fail(method, context, error)
+
+
+def _check_parsed(request: Any) -> None:
+    if isinstance(request, Malformed):
+        raise InvalidArgumentError("the request's bytes are no message of this method; check the client's version of the contract")
 
 
 async def _fail(method: Method, context: Context, error: Exception) -> NoReturn:

@@ -9,6 +9,7 @@ from perf_service.models.errors import ErrorReason, PerfServiceError
 from perf_service.models.workflow import Workflow
 from perf_service.rpc.context import Services, caller
 from perf_service.rpc.convert.workflow import STATUS, WORKFLOW, event_to_proto, request_of
+from perf_service.rpc.interceptors.access import principal
 from perf_service.rpc.services.streams import draining, heartbeat
 from perf_service.v1 import workflow_service_pb2 as pb
 from perf_service.v1 import workflow_service_pb2_grpc as pb_grpc
@@ -24,7 +25,7 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
         self._s = services
 
     async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Any) -> pb.StartWorkflowResponse:
-        wanted = request_of(request.workflow, request_id=request.request_id, requested_by=caller(request.workflow.requested_by))
+        wanted = request_of(request.workflow, request_id=request.request_id, requested_by=principal() or request.workflow.requested_by)
         return pb.StartWorkflowResponse(workflow=WORKFLOW.to_proto(await self._s.manager.start(wanted)))
 
     async def GetWorkflow(self, request: pb.GetWorkflowRequest, context: Any) -> pb.GetWorkflowResponse:
