@@ -142,9 +142,7 @@ def _bad_request(error: PerfServiceError) -> error_details_pb2.BadRequest:
         pairs = [(error.metadata.get("field", ""), error.message)]
     return error_details_pb2.BadRequest(
         field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(
-                field=_cut(field, _MAX_VALUE), description=_cut(text, _MAX_VALUE), reason=error.reason.value
-            )
+            error_details_pb2.BadRequest.FieldViolation(field=_cut(field, _MAX_VALUE), description=_cut(text, _MAX_VALUE))
             for field, text in pairs
         ]
     )

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import structlog
+from google.protobuf.message import Message
 
 from perf_service.models.errors import ErrorReason, PerfServiceError
 from perf_service.rpc.interceptors.base import Context, Interceptor, Proceed, ProceedStream, metadata_of
@@ -100,7 +101,7 @@ class Audit(Interceptor):
 
 def _resource(request: Any) -> str:
     """The id that the request is about."""
-    for part in (request, *(value for field, value in request.ListFields() if field.message_type and not field.is_repeated)):
+    for part in (request, *(value for _, value in request.ListFields() if isinstance(value, Message))):
         for field, value in part.ListFields():
             if field.name.endswith("_id") and field.name != "request_id" and isinstance(value, str):
                 return value

@@ -74,7 +74,8 @@ async def test_malformed_requests_name_their_fields(remote: Remote) -> None:
     assert len(told.fields) == 20
     told = await refusal(remote.analyze.Analyze(analyze_service_pb2.AnalyzeRequest(instance_id="i", slo_targets=many[:1] * 65)))
     assert told.code is INVALID
-    told = await refusal(remote.channel.unary_unary("/perf_service.v1.FleetService/GetFleet")(b"\xff\xff\xff"))
+    channel: Any = remote.channel
+    told = await refusal(channel.unary_unary("/perf_service.v1.FleetService/GetFleet")(b"\xff\xff\xff"))
     assert (told.code, told.reason) == (INVALID, "INVALID_ARGUMENT")
     assert "DecodeError" not in told.text
 

@@ -185,15 +185,16 @@ async def test_health_reflection_and_channelz_answer(start: Start, unused_tcp_po
 
 
 async def test_no_method_is_unimplemented(app: App, remote: Remote) -> None:
+    channel: Any = remote.channel
     for method in methods().values():
         service = method.path.split("/")[1]
         assert service in service_names()
         if method.name.startswith(("Watch", "StreamIs")):
-            stream: Any = remote.channel.unary_stream(method.path)(b"")
+            stream = channel.unary_stream(method.path)(b"")
             code = await stream.code() if await _fails(stream) else grpc.StatusCode.OK
             stream.cancel()
         else:
-            call: Any = remote.channel.unary_unary(method.path)(b"")
+            call = channel.unary_unary(method.path)(b"")
             code = await call.code()
         assert code in (grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT), (method.path, code)
 
