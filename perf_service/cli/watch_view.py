@@ -229,7 +229,7 @@ def outcome_table(outcome: Outcome) -> RenderableType:
         inside = {True: Text("✔", "green"), False: Text("✖", "yellow"), None: Text("")}[effect.within_prediction]
         bounds = ""
         if effect.predicted_low is not None and effect.predicted_high is not None:
-            bounds = f"{number(effect.predicted_low)} .. {number(effect.predicted_high)}"
+            bounds = f"{effect.predicted_low:.2g} .. {effect.predicted_high:.2g}"
         predicted = ratio(effect.predicted_ratio) if effect.predicted_ratio is not None else ""
         row = (amount(effect.metric, effect.before), amount(effect.metric, effect.after), ratio(effect.ratio), predicted, bounds, inside)
         table.add_row(metric_title(effect.metric), *row)

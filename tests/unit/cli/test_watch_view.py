@@ -106,7 +106,7 @@ def test_the_outcome_sets_predicted_beside_realised() -> None:
     )
     text = shown(outcome_table(Outcome(effects, False, "TTFT fell to a twentieth")))
     assert "✔" in text
-    assert "0.0300 .. 0.100" in text
+    assert "0.03 .. 0.1" in text
     assert "x 0.0500" in text
     assert "not comparable" in text
     assert "TTFT fell to a twentieth" in text
