@@ -18,7 +18,7 @@ from perf_service.workflows.gates import judge_sample
 from perf_service.workflows.machine import wants_sample
 from perf_service.workflows.pipeline import Pipeline
 from perf_service.workflows.preparing import config_with
-from perf_service.workflows.sampler import Series, covered_seconds, measure_range, measure_sample
+from perf_service.workflows.sampler import Series, covered_seconds, from_base, measure_range, measure_sample
 from perf_service.workflows.stages import baseline_seconds, settled_at
 from perf_service.workflows.types import Measured, Observation, Problem
 
@@ -36,6 +36,8 @@ _TRANSIENT = frozenset(
 )
 """Reasons that the same call may overcome a moment later."""
 _SCRAPES_AT_ONCE = 64
+_BASE_INTERVALS = 3.0
+"""How far before a sample the page may lie that its differences start from: replicas are not scraped at the same moment."""
 _ON_TARGET = frozenset(
     {
         WorkflowStatus.PREFLIGHT,
@@ -149,11 +151,13 @@ class Observer:
             return seen
         start = workflow.samples[-1].end if workflow.samples else settled
         due = wants_sample(workflow, self._clock())
-        series = await self._pipeline.series(instances, start - 1e-6, self._clock())
+        since = max(settled, start - _BASE_INTERVALS * workflow.policy.sample_interval_seconds) - 1e-6
+        series = await self._pipeline.series(instances, since, self._clock())
         if due or any(not series[i.instance_id] for i in instances):
             problems = await self._scrape(instances, older_than=0.0)
             seen = replace(seen, collect_problems=problems)
-            series = await self._pipeline.series(instances, start - 1e-6, self._clock())
+            series = await self._pipeline.series(instances, since, self._clock())
+        series = {name: from_base(pages, start) for name, pages in series.items()}
         if due:
             seen = replace(seen, sample=self._sample(workflow, series, start))
         if workflow.status is WorkflowStatus.DECIDING:

@@ -37,6 +37,15 @@ def measure_range(series: Series, keys: Iterable[str]) -> Measured | None:
     return _group(windows, keys)
 
 
+def from_base(pages: Sequence[Snapshot], start: float) -> Sequence[Snapshot]:
+    """The pages after `start` with the last one at or before it, which their differences start from.
+
+    Pages are stamped when their scrape begins, each replica's at a moment of its own; so one sample joins the next without a gap.
+    """
+    before = sum((page.collected_at or 0.0) <= start + 1e-6 for page in pages)
+    return pages[max(0, before - 1) :]
+
+
 def covered_seconds(series: Series) -> float:
     """The time that the pages of every replica that has any span together (the shortest of them); 0 without."""
     spans = [(pages[-1].collected_at or 0.0) - (pages[0].collected_at or 0.0) for pages in series.values() if pages]

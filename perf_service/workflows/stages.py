@@ -40,7 +40,12 @@ def default_policy(request: WorkflowRequest) -> RolloutPolicy:
     requests = 50 if bake >= 60 else 20
     waits = not request.auto_rollout
     stages = tuple(StagePolicy(percent, bake, samples, requests, requires_promotion=waits) for percent in (10.0, 50.0, 100.0))
-    return RolloutPolicy(stages=stages, sample_interval_seconds=interval, warmup_seconds=warmup)
+    return RolloutPolicy(
+        stages=stages,
+        sample_interval_seconds=interval,
+        warmup_seconds=warmup,
+        hold_limit_seconds=min(900.0, max(60.0, 3.0 * bake)),
+    )
 
 
 def without_waiting(policy: RolloutPolicy, *, auto_rollout: bool) -> RolloutPolicy:

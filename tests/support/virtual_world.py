@@ -28,6 +28,7 @@ POLICY = RolloutPolicy(
     apply_timeout_seconds=60.0,
     rollback_timeout_seconds=120.0,
 )
+SCRAPE_SECONDS = 0.05
 SLOW_STEPS = StepTimes(base=0.1, per_seq=0.004, per_prefill_token=0.0005)
 
 
@@ -97,11 +98,12 @@ class World:
         index = int(instance.instance_id[1:])
         if self.outage:
             raise CollectError(ErrorReason.ENDPOINT_TIMEOUT, f"{instance.endpoint} did not answer")
+        self.virtual.advance(SCRAPE_SECONDS)  # a scrape takes time, and is stamped with its beginning
         try:
-            when, page = self.virtual.scrape(index)
+            _, page = self.virtual.scrape(index)
         except ScrapeError as error:
             raise CollectError(ErrorReason.ENDPOINT_UNREACHABLE, str(error)) from error
-        return self._builder.build(self.pages_from(index, page), instance.instance_id, when, config=instance.config)
+        return self._builder.build(self.pages_from(index, page), instance.instance_id, now, config=instance.config)
 
     # TargetProvider
     async def get(self, fleet: Fleet, instances: Sequence[Instance], *, spec: TargetSpec | None = None) -> Target:

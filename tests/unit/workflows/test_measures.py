@@ -7,7 +7,7 @@ import pytest
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
 from perf_service.models.slo import SLOTarget
 from perf_service.workflows import measures
-from perf_service.workflows.sampler import covered_seconds, measure_range, measure_sample
+from perf_service.workflows.sampler import covered_seconds, from_base, measure_range, measure_sample
 
 BOUNDS = (0.1, 0.5, 1.0, 5.0)
 
@@ -108,3 +108,11 @@ def test_mix_shift() -> None:
     assert not measures.mix_shift(before, before | {"prompt_tokens_per_request_mean": 119.0})
     assert "output" in measures.mix_shift(before, before | {"generation_tokens_per_request_mean": 100.0})
     assert not measures.mix_shift({}, before), "unknown is no shift"
+
+
+def test_samples_join_although_replicas_are_scraped_at_different_moments() -> None:
+    """The sample before ended with the latest page of all (110.2); r0's own last page is a little older and must still be the base."""
+    pages = [page("r0", 100.0, 10), page("r0", 110.0, 20), page("r0", 120.0, 40)]
+    assert [p.collected_at for p in from_base(pages, 110.2)] == [110.0, 120.0]
+    assert [p.collected_at for p in from_base(pages, 90.0)] == [100.0, 110.0, 120.0]
+    assert from_base([], 1.0) == []
