@@ -1,0 +1,69 @@
+"""The benchmark programs work and their ratios are sane. No limit on wall time: other work on the machine must not fail a test."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_reading_the_last_event_does_not_cost_the_whole_history(tmp_path: Path) -> None:
+    figures = await program("store").measure(f"sqlite:///{tmp_path / 'store.db'}", 120)
+    assert all(value > 0 for value in figures.values())
+    assert figures["the last event of a long history"] < 10 * figures["the first event of a long history"]
+
+
+async def test_keeping_a_snapshot_costs_no_more_than_a_few_transitions(tmp_path: Path) -> None:
+    figures = await program("store").measure(f"sqlite:///{tmp_path / 'store.db'}", 60)
+    assert figures["keep a snapshot"] < 20 * figures["a transition with its event"]
+
+
+def test_the_parser_benchmark_orders_best_and_median() -> None:
+    best, middle = program("parser").measure(lambda: sum(range(2000)), 21)
+    assert 0 < best <= middle
+
+
+def test_a_repeated_page_is_parsed_several_times_faster_than_by_prometheus_client() -> None:
+    import gzip
+
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from perf_service.collectors.snapshot import SnapshotBuilder
+    from perf_service.models.metrics import Engine
+
+    parser = program("parser")
+    body = gzip.decompress(parser.DEFAULT_PAGE.read_bytes())
+    builder = SnapshotBuilder(Engine.VLLM)
+    ours, _ = parser.measure(lambda: builder.build(body, "r0", 0.0), 30)
+    oracle, _ = parser.measure(lambda: list(text_string_to_metric_families(body.decode())), 3)
+    assert oracle / ours > 5
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_a_simulated_situation_is_labelled_by_intervention(seed: int) -> None:
+    diagnosis = program("diagnosis")
+    situation = diagnosis.draw(seed)
+    truth, gains = diagnosis.label(situation)
+    assert truth in {*(cause.value for cause in diagnosis.FIXES), diagnosis.NO_FLAG, "healthy"}
+    assert all(gain > 0 for gain in gains.values())
+    assert diagnosis.analyze(situation, True).window is not None
+
+
+def test_the_command_line_starts_without_what_it_does_not_need() -> None:
+    code = "import sys, perf_service.cli.main; print([m for m in ('grpc', 'sqlalchemy', 'httpx', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
