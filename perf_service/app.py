@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
+from perf_service.collectors.discovering import DiscoveringScrape
 from perf_service.collectors.fetch import Fetcher
 from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape
@@ -105,7 +106,7 @@ class App:
         """Scrape, drive rollouts (those that a restart interrupted first) and serve. Nothing is left behind where a step fails."""
         settings = self.settings
         self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
-        source = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
+        source = DiscoveringScrape(DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes), self._fetcher)
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time)
         self._supervision = LocalSupervision(
             self._local_fleets,

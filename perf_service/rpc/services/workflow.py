@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
-from perf_service.models.errors import ErrorReason, PerfServiceError
-from perf_service.models.workflow import Workflow
+from perf_service.models.config import ConfigChange
+from perf_service.models.errors import ErrorReason, NotFoundError, PerfServiceError
+from perf_service.models.fleet import Instance
+from perf_service.models.metrics import Engine
+from perf_service.models.workflow import Workflow, WorkflowRequest
 from perf_service.rpc.context import Services, caller
 from perf_service.rpc.convert.workflow import STATUS, WORKFLOW, event_to_proto, request_of
 from perf_service.rpc.interceptors.access import principal
-from perf_service.rpc.services.streams import draining, heartbeat
+from perf_service.rpc.services.streams import draining, heartbeat, members
 from perf_service.v1 import workflow_service_pb2 as pb
 from perf_service.v1 import workflow_service_pb2_grpc as pb_grpc
 
@@ -26,7 +30,24 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
 
     async def StartWorkflow(self, request: pb.StartWorkflowRequest, context: Any) -> pb.StartWorkflowResponse:
         wanted = request_of(request.workflow, request_id=request.request_id, requested_by=principal() or request.workflow.requested_by)
-        return pb.StartWorkflowResponse(workflow=WORKFLOW.to_proto(await self._s.manager.start(wanted)))
+        checked = replace(wanted, changes=await self._checked(wanted)) if wanted.changes else wanted
+        return pb.StartWorkflowResponse(workflow=WORKFLOW.to_proto(await self._s.manager.start(checked)))
+
+    async def _checked(self, wanted: WorkflowRequest) -> tuple[ConfigChange, ...]:
+        """The caller's changes as the engine spells them. Raises KNOB_UNKNOWN, KNOB_VALUE_INVALID, CONFIG_CONFLICT and so on.
+
+        Without the present values: a repeat of the request must be the same request, also once the rollout has changed them.
+        """
+        try:
+            first = (await members(self._s, wanted))[0]
+        except NotFoundError:
+            if wanted.fleet_id:
+                raise
+            first = Instance(wanted.instance_id, Engine(wanted.instance_type), "")  # never registered
+        values = {change.parameter: change.recommended_value for change in wanted.changes}
+        made = self._s.catalogue.changes(first.engine, values, current=first.config, version=first.engine_version, hardware=first.hardware)
+        reasons = {change.parameter: change.reason for change in wanted.changes}
+        return tuple(replace(c, current_value=None, current_source=None, reason=reasons.get(c.parameter, "")) for c in made)
 
     async def GetWorkflow(self, request: pb.GetWorkflowRequest, context: Any) -> pb.GetWorkflowResponse:
         return pb.GetWorkflowResponse(workflow=WORKFLOW.to_proto(await self._s.manager.get(request.workflow_id)))

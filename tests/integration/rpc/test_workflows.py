@@ -229,3 +229,15 @@ async def test_a_workflow_needs_something_to_act_on(remote: Remote) -> None:
     ):
         told = await refusal(remote.workflows.StartWorkflow(workflow_service_pb2.StartWorkflowRequest(workflow=workflow)))
         assert told.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "reason"),
+    [("max_num_seq", 8, "KNOB_UNKNOWN"), ("max_num_seqs", 0, "KNOB_VALUE_INVALID"), ("mem_fraction_static", 1, "KNOB_UNKNOWN")],
+)
+async def test_changes_are_checked_before_anything_is_started(remote: Remote, parameter: str, value: int, reason: str) -> None:
+    await remote.fleet()
+    change = config_pb2.ConfigChange(parameter=parameter, recommended_value=config_pb2.KnobValue(int_value=value))
+    told = await refusal(remote.workflows.StartWorkflow(workflow_service_pb2.StartWorkflowRequest(workflow=spec(changes=[change]))))
+    assert (told.code, told.reason) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+    assert not (await remote.workflows.ListWorkflows(workflow_service_pb2.ListWorkflowsRequest())).workflows
