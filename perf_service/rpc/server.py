@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 from prometheus_client import CollectorRegistry
 
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
@@ -22,9 +20,6 @@ from perf_service.rpc.interceptors.limits import Limits
 from perf_service.rpc.interceptors.observe import CallMetrics, Observe
 from perf_service.rpc.interceptors.validation import Validation
 from perf_service.rpc.services import add_services
-
-_log = structlog.get_logger("perf_service.rpc")
-_STREAMS_END_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +85,8 @@ class RpcServer:
         """Go down: not serving, nothing new, last messages of the streams, then at most `grace` seconds for the calls that run."""
         await self._health.set_serving(False)
         self._services.lifecycle.drain()
-        if grace > 0:
-            # Streams end by themselves now. grpc would cut them off at the end of the grace with an error instead of a last message.
-            await asyncio.sleep(0)
-        await self._server.stop(max(grace, _STREAMS_END_SECONDS) if grace > 0 else None)
+        # Streams end by themselves now; what is left at the end of the grace is cut off by grpc with an error instead of a last message.
+        await self._server.stop(grace if grace > 0 else None)
         if self._admin is not None:
             await self._admin.stop(None)
 
