@@ -15,7 +15,7 @@ from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, sp
 from perf_service.cli.settings_text import parse_settings
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import InvalidArgumentError
-from perf_service.models.metrics import Engine
+from perf_service.models.metrics import Engine, IssueCode
 from perf_service.models.slo import SLOTarget, parse_slo
 
 if TYPE_CHECKING:
@@ -107,9 +107,11 @@ def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: Engi
     builder = SnapshotBuilder(first.engine)
     rest = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages[1:]]
     snapshots = [first, *rest]
-    for snapshot in snapshots:
+    told = [s for s in snapshots if not s.quality.has(IssueCode.NO_KNOWN_METRICS)]
+    for snapshot in told or snapshots:
         require_engine(snapshot)
-    return snapshots
+    # A server that has just started, or a proxy before it, answers pages without a metric; the others still tell.
+    return told
 
 
 async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, interval: float) -> list[Snapshot]:

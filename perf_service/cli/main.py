@@ -16,6 +16,8 @@ from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
 
+INTERRUPTED = 130  # as a shell has it: 128 + SIGINT
+
 app = typer.Typer(
     cls=Commands,
     name="perf-service",
@@ -73,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return int(getattr(error, "exit_code", FAILED))
     except (typer.Abort, KeyboardInterrupt):
         complain("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) has gone: not an error, but nothing more may be flushed into the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,6 +85,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"unexpected {type(error).__name__}: {error} (this is a bug; 'perf-service --debug ...' shows where)")
         return FAILED
+    if code == INTERRUPTED:  # some versions of typer swallow it and say nothing
+        complain("interrupted")
     return int(code or 0)
 
 
