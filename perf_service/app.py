@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from perf_service.collectors.discovering import DiscoveringScrape
 from perf_service.collectors.fetch import Fetcher
 from perf_service.collectors.scheduler import ScrapeScheduler
-from perf_service.collectors.source import DirectScrape
+from perf_service.collectors.source import DirectScrape, SharedScrape
 from perf_service.collectors.transport import NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
@@ -106,7 +106,8 @@ class App:
         """Scrape, drive rollouts (those that a restart interrupted first) and serve. Nothing is left behind where a step fails."""
         settings = self.settings
         self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
-        source = DiscoveringScrape(DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes), self._fetcher)
+        scrape = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
+        source = SharedScrape(DiscoveringScrape(scrape, self._fetcher))
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time)
         self._supervision = LocalSupervision(
             self._local_fleets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -55,6 +56,34 @@ class DirectScrape:
         )
         require_engine(snapshot)
         return snapshot
+
+
+class SharedScrape:
+    """One scrape of an instance at a time: who asks while one is under way gets the same page.
+
+    Two scrapes that overlap can be answered in the other order than they were begun; their counters would then seem to fall, as after
+    a restart.
+    """
+
+    def __init__(self, source: MetricsSource) -> None:
+        self._source = source
+        self._running: dict[str, asyncio.Task[Snapshot]] = {}
+
+    async def snapshot(self, instance: Instance, now: float) -> Snapshot:
+        """The page of the scrape under way, else of a new one. Raises CollectError as the source does."""
+        key = instance.instance_id
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._source.snapshot(instance, now))
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        # Shielded: one caller's cancellation is not the others'.
+        return await asyncio.shield(task)
+
+    def _ended(self, key: str, task: asyncio.Task[Snapshot]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # retrieved here too, for a task whose callers have all gone
 
 
 class ImportedText:

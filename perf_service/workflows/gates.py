@@ -48,7 +48,7 @@ def judge_sample(workflow: Workflow, canary: Measured | None, baseline: Measured
     In a dry run nothing changed, so there is nothing to judge; a scrape that worked is all it shows.
     """
     if canary is None:
-        return StageSample(start, end, 0.0, 0.0, (), Judgement.NO_DATA, "no page of every changed replica in this interval")
+        return StageSample(start, end, 0.0, 0.0, (), Judgement.NO_DATA, "no two usable pages of every changed replica in this interval")
     requests = canary.samples.get(measures.REQUEST_RATE, 0.0)
     others = baseline.samples.get(measures.REQUEST_RATE, 0.0) if baseline else 0.0
     if workflow.dry_run:
@@ -166,13 +166,14 @@ def allowed_ratio(workflow: Workflow, key: str) -> float | None:
 
     A metric that the plan declares it will worsen may worsen as far as predicted; with an objective of its own that the baseline met,
     the objective is its bound (a cured queue raises ITL: a relative gate on it would veto every correct fix). A loss that is only
-    predicted, not declared (a change given by a person), is tolerated up to a doubling: beyond it the prediction is a warning.
+    predicted, not declared (a change given by a person), is tolerated up to a doubling: beyond it the prediction is a warning. It
+    counts as declared once the change has been seen to cure an objective of the operator that the baseline missed.
     """
     tolerated = 1.0 + workflow.policy.max_relative_regression_ratio
     name = measures.loose_name(key)
     effects = [e for e in workflow.predicted_effects if measures.loose_name(e.metric) == name and e.direction is Direction.WORSENS]
     declared = any(measures.loose_name(loser) == name for loser in workflow.expected_losers)
-    if not declared:
+    if not declared and not (effects and _objective_cured(workflow)):
         mild = [e.ratio.high for e in effects if e.metric == key and e.ratio.value <= UNDECLARED_LOSS_RATIO]
         return max(tolerated, min(max(mild), UNDECLARED_LOSS_RATIO) * tolerated) if mild else tolerated
     for target in workflow.slo_targets:
@@ -183,6 +184,19 @@ def allowed_ratio(workflow: Workflow, key: str) -> float | None:
             return None
     predicted = [e.ratio.high for e in effects if e.metric == key]
     return max(tolerated, max(predicted) * tolerated) if predicted else None
+
+
+def _objective_cured(workflow: Workflow) -> bool:
+    """Whether an objective of the operator that the baseline missed is met in every sample that measured it."""
+    for target in workflow.slo_targets:
+        key = measures.slo_key(target)
+        recorded = workflow.baseline.get(key)
+        if target.builtin or recorded is None or measures.slo_met(target, recorded):
+            continue
+        seen = [m.canary for s in usable_samples(workflow) for m in s.metrics if m.metric == key and m.canary is not None]
+        if seen and all(measures.slo_met(target, value) for value in seen):
+            return True
+    return False
 
 
 def is_concurrent(workflow: Workflow) -> bool:

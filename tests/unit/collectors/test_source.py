@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import pytest
 
 from perf_service.collectors.fetch import FetchedPage
-from perf_service.collectors.source import DirectScrape, ImportedText, SavedPage, read_saved, snapshots_of, with_interval
+from perf_service.collectors.source import DirectScrape, ImportedText, SavedPage, SharedScrape, read_saved, snapshots_of, with_interval
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import Instance
-from perf_service.models.metrics import Engine, Gauge, IssueCode
+from perf_service.models.metrics import Engine, Gauge, IssueCode, Snapshot
 
 PAGE = b"vllm:num_requests_running 3\nvllm:generation_tokens_total 5\n"
 INSTANCE = Instance("i", Engine.VLLM, "http://h:1", config=EngineConfig.of({"max_num_seqs": 4}), engine_version="0.32.0")
@@ -152,3 +153,36 @@ def test_imported_text_is_read_or_refused() -> None:
         with pytest.raises(CollectError) as error:
             source.read(INSTANCE, text, 1.0)
         assert reason_of(error) is reason
+
+
+class _SlowSource:
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+        self.go = asyncio.Event()
+
+    async def snapshot(self, instance: Instance, now: float) -> Snapshot:
+        self.begun.append(now)
+        await self.go.wait()
+        if now < 0:
+            raise CollectError(ErrorReason.ENDPOINT_UNREACHABLE, "nobody there")
+        return Snapshot(instance.instance_id, instance.engine, now)
+
+
+async def test_who_asks_during_a_scrape_gets_its_page() -> None:
+    slow = _SlowSource()
+    shared = SharedScrape(slow)
+    one, other = Instance("a", Engine.VLLM, "http://a"), Instance("b", Engine.VLLM, "http://b")
+    asked = [asyncio.create_task(shared.snapshot(i, t)) for i, t in ((one, 1.0), (one, 2.0), (other, 3.0))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    slow.go.set()
+    first, second, third = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(second, Snapshot)
+    assert isinstance(third, Snapshot)
+    assert (second.collected_at, third.collected_at) == (1.0, 3.0), "the cancelled caller took nobody's page away"
+    assert slow.begun == [1.0, 3.0]
+    assert (await shared.snapshot(one, 4.0)).collected_at == 4.0
+    with pytest.raises(CollectError, match="nobody there"):
+        await shared.snapshot(one, -1.0)

@@ -169,6 +169,20 @@ def test_an_expected_loser_may_worsen_as_far_as_predicted() -> None:
     assert gates.judge_stage(replace(plain, samples=tuple(itl_worse))).judgement is Judgement.FAIL
 
 
+def test_a_predicted_loss_of_a_given_change_counts_as_declared_once_the_change_cured_an_objective() -> None:
+    missed = dict.fromkeys(COMPARED, 0.5) | {"ttft_seconds_p95": 2.0}
+    made = baking(predicted_effects=(effect("itl_seconds_mean", 1.6, 3.0),), slo_targets=(TTFT,), baseline=missed)
+    still_missed = replace(made, samples=(sample(0.0, 10.0, baseline=2.0),))
+    assert gates.allowed_ratio(still_missed, "itl_seconds_mean") == pytest.approx(2.4), "capped at a doubling"
+    assert gates.allowed_ratio(still_missed, "itl_seconds_p95") == pytest.approx(1.2)
+    cured = replace(made, samples=(sample(0.0, 10.0, baseline=0.5),))
+    assert gates.allowed_ratio(cured, "itl_seconds_mean") == pytest.approx(3.6)
+    assert gates.allowed_ratio(cured, "itl_seconds_p95") is None
+    assert gates.allowed_ratio(cured, "e2e_seconds_mean") == pytest.approx(1.2), "nobody foresaw that one"
+    met_before = replace(cured, baseline=dict.fromkeys(COMPARED, 0.5))
+    assert gates.allowed_ratio(met_before, "itl_seconds_mean") == pytest.approx(2.4), "nothing was cured"
+
+
 def test_an_expected_loser_with_an_objective_is_held_to_that() -> None:
     made = baking(
         slo_targets=(SLOTarget("itl_p95", 0.8),),
