@@ -30,8 +30,8 @@ from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
 from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.lifecycle import Lifecycle
-from perf_service.rpc.server import RpcServer, ServerOptions, check_bind
-from perf_service.settings import Settings, describe
+from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loopback
+from perf_service.settings import Settings, describe, engine_environment
 from perf_service.storage.ports import Store
 from perf_service.storage.store import SqlStore, random_id
 from perf_service.targets.registry import TargetPool
@@ -108,11 +108,12 @@ class App:
         self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
         scrape = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
         source = SharedScrape(DiscoveringScrape(scrape, self._fetcher))
-        self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time)
+        self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time, environment=engine_environment())
         self._supervision = LocalSupervision(
             self._local_fleets,
             state_dir=settings.state_dir,
             clock=time.time,
+            environment=engine_environment(),
             failed=lambda fleet_id, error: _log.warning(
                 "local fleet is not watched over", fleet_id=fleet_id, reason=error.reason.value, error=error.message
             ),
@@ -185,6 +186,7 @@ class App:
             registered=self.scheduler.add,
             deregistered=self.scheduler.remove,
             lifecycle=self.lifecycle,
+            local_targets=is_loopback(settings.host) if settings.local_targets is None else settings.local_targets,
             limits=ServerLimits(
                 max_message_bytes=settings.max_message_bytes,
                 max_page_bytes=settings.max_page_bytes,

@@ -56,6 +56,10 @@ class Settings:
     tls_client_ca_file: Annotated[Path | None, Field(description="Authority of client certificates (PEM). Set: clients must show one.")] = (
         None
     )
+    local_targets: Annotated[
+        bool | None,
+        Field(description="Let callers have engines started on this host, by commands they give. Unset: only when listening on loopback."),
+    ] = None
     allow_insecure_bind: Annotated[bool, Field(description="Listen beyond loopback although callers are not authenticated.")] = False
     reflection: Annotated[bool, Field(description="Let tools list the services.")] = True
     admin_port: Annotated[int | None, Field(ge=0, le=65535, description="Port of channelz, on loopback only. Unset: off.")] = None
@@ -119,6 +123,11 @@ def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
         if path is not None and not path.is_file():
             raise _invalid(name.upper(), str(path), "there is no such file")
     return settings
+
+
+def engine_environment() -> dict[str, str]:
+    """What engines that this host starts inherit: our environment without our own settings, which may hold secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PERF_SERVICE_")}
 
 
 def load_client_settings(**overrides: Any) -> ClientSettings:

@@ -79,9 +79,11 @@ def _refuse_during_rollout(fleet_id: str, server: str | None) -> None:
 
 
 def _target(fleet: Fleet, instances: list[Instance], directory: Path) -> LocalTarget:
+    from perf_service.settings import engine_environment
     from perf_service.targets.local import LocalOptions, LocalTarget
 
-    return LocalTarget(fleet, instances, options=LocalOptions.parse(fleet.target.options), state_dir=directory, clock=time.time)
+    options = LocalOptions.parse(fleet.target.options)
+    return LocalTarget(fleet, instances, options=options, state_dir=directory, clock=time.time, environment=engine_environment())
 
 
 def _known(fleet_id: str, state_dir: Path | None, server: str | None) -> tuple[Fleet, list[Instance], Path]:

@@ -51,6 +51,7 @@ class Services:
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     limits: ServerLimits = field(default_factory=ServerLimits)
     catalogue: KnobCatalogue = field(default_factory=KnobCatalogue.load)
+    local_targets: bool = True  # whether callers may have engines started on this host
     heartbeat_seconds: float = 15.0
     watch_poll_seconds: float = 1.0
     settings: Sequence[SettingView] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
-from perf_service.settings import Settings, describe, load_client_settings, load_settings
+from perf_service.settings import Settings, describe, engine_environment, load_client_settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +93,11 @@ def test_the_client_needs_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERF_SERVICE_SERVER", "host:1")
     monkeypatch.setenv("PERF_SERVICE_PORT", "nonsense")
     assert load_client_settings().server == "host:1"
+
+
+def test_engines_do_not_inherit_our_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERF_SERVICE_TOKEN", "secret")
+    monkeypatch.setenv("HF_HOME", "models")
+    inherited = engine_environment()
+    assert inherited["HF_HOME"] == "models"
+    assert not [name for name in inherited if name.startswith("PERF_SERVICE_")]

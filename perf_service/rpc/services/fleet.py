@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from perf_service.collectors.fetch import metrics_url
-from perf_service.models.errors import ConflictError, ErrorReason
-from perf_service.models.fleet import Fleet, Instance
+from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
+from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.rpc.context import Services
 from perf_service.rpc.convert.fleet import FLEET, INSTANCE
 from perf_service.rpc.convert.slo import targets_of
@@ -27,7 +27,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         self._s = services
 
     async def CreateFleet(self, request: pb.CreateFleetRequest, context: Any) -> pb.CreateFleetResponse:
-        fleet = _checked(FLEET.from_proto(request.fleet), request.fleet)
+        fleet = _checked(FLEET.from_proto(request.fleet), request.fleet, local_targets=self._s.local_targets)
         now = self._s.clock()
         fleet = replace(fleet, fleet_id=fleet.fleet_id or self._s.new_id("fleet"), created_at=now, updated_at=now, etag="")
         return pb.CreateFleetResponse(fleet=FLEET.to_proto(await self._s.store.create_fleet(fleet)))
@@ -42,7 +42,7 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def UpdateFleet(self, request: pb.UpdateFleetRequest, context: Any) -> pb.UpdateFleetResponse:
         stored = await self._s.store.get_fleet(request.fleet.fleet_id)
         message = merged(FLEET.to_proto(stored), request.fleet, request.update_mask, output_only=_FLEET_OUTPUT)
-        fleet = replace(_checked(FLEET.from_proto(message), message), updated_at=self._s.clock())
+        fleet = replace(_checked(FLEET.from_proto(message), message, local_targets=self._s.local_targets), updated_at=self._s.clock())
         updated = await self._s.store.update_fleet(fleet, expect_etag=request.fleet.etag or stored.etag)
         return pb.UpdateFleetResponse(fleet=FLEET.to_proto(updated))
 
@@ -96,9 +96,16 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return instance
 
 
-def _checked(fleet: Fleet, message: Any) -> Fleet:
-    """Raises TARGET_KIND_UNKNOWN, INVALID_ARGUMENT for a target option or an objective."""
+def _checked(fleet: Fleet, message: Any, *, local_targets: bool) -> Fleet:
+    """Raises TARGET_KIND_UNKNOWN, INVALID_ARGUMENT for a target option or an objective, PERMISSION_DENIED for a local target."""
     targets_of(message.slo_targets, "fleet.slo_targets")
+    if fleet.target.kind is TargetKind.LOCAL and not local_targets:
+        raise PerfServiceError(
+            ErrorReason.PERMISSION_DENIED,
+            "a local target runs commands that the caller gives, as the server's user; this server does not listen on loopback alone, so "
+            "its operator must allow that with PERF_SERVICE_LOCAL_TARGETS=true",
+            {"setting": "local_targets"},
+        )
     check_spec(fleet.target)
     return fleet
 

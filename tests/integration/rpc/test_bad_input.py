@@ -294,3 +294,18 @@ async def test_a_range_that_ends_before_it_starts_is_refused(remote: Remote) -> 
     request.range.start.FromSeconds(int(time.time()))
     request.range.end.FromSeconds(int(time.time()) - 60)
     assert (await refusal(remote.analyze.Analyze(request))).code is INVALID
+
+
+@pytest.mark.parametrize(("overrides", "allowed"), [({}, True), ({"local_targets": False}, False)])
+async def test_a_local_target_needs_the_operators_leave(start: Start, overrides: dict[str, Any], allowed: bool) -> None:
+    app = await start(**overrides)
+    target = fleet_pb2.TargetSpec(kind=fleet_pb2.TARGET_KIND_LOCAL, options={"command": "engine --port {port} {flags}"})
+    fleet = fleet_pb2.Fleet(fleet_id="f", engine=engine_pb2.ENGINE_VLLM, target=target)
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        request = fleet_service_pb2.CreateFleetRequest(fleet=fleet)
+        if allowed:
+            assert (await Remote(channel).fleets.CreateFleet(request)).fleet.fleet_id == "f"
+        else:
+            told = await refusal(Remote(channel).fleets.CreateFleet(request))
+            assert (told.code, told.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+            assert told.metadata["setting"] == "local_targets"
