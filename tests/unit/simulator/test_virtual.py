@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from perf_service.collectors.exposition import parse
 from perf_service.simulator.fit import fit_step_times, windows_from_pages
 from perf_service.simulator.flags import EngineFlags, FlagError, StepTimes
 from perf_service.simulator.virtual import ScrapeError, Simulation, VirtualFleet, simulate
@@ -16,10 +17,9 @@ SMALL = {"max_model_len": 1024, "block_size": 16}
 
 
 def value(page: str, name: str, **labels: str) -> float:
-    for family in text_string_to_metric_families(page):
-        for s in family.samples:
-            if s.name == name and labels.items() <= s.labels.items():
-                return s.value
+    for found, its, number in parse(page):
+        if found == name and labels.items() <= its.items():
+            return number
     raise AssertionError(f"{name} is not on the page")
 
 
