@@ -166,6 +166,4 @@ def fit(observations: Sequence[Observation], prior: Prior) -> StepFit | None:
     particles = sorted((Particle(math.exp(log - top), cost) for log, cost in grid), key=lambda p: -p.weight)[:_KEPT]
     total = sum(p.weight for p in particles)
     decodes = [o.decodes for o in observations if o.steps == 1.0] or [o.decodes for o in observations]
-    return StepFit(
-        tuple(Particle(p.weight / total, p.cost) for p in particles), min(decodes), max(decodes), len(observations)
-    )
+    return StepFit(tuple(Particle(p.weight / total, p.cost) for p in particles), min(decodes), max(decodes), len(observations))

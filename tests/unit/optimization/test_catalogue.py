@@ -79,9 +79,7 @@ def test_capabilities_are_read(text: str, value: tuple[int, int] | None) -> None
     assert capability(text) == value
 
 
-@pytest.mark.parametrize(
-    ("engine", "name"), [("vllm", "max_num_seqs"), ("sglang", "max_running_requests"), ("tgi", "max_batch_size")]
-)
+@pytest.mark.parametrize(("engine", "name"), [("vllm", "max_num_seqs"), ("sglang", "max_running_requests"), ("tgi", "max_batch_size")])
 def test_batch_size_has_one_name_for_all(engine: str, name: str) -> None:
     assert CATALOGUE.resolve(engine, "max_batch_size") == name
     assert CATALOGUE.resolve(engine, "--Max-Batch-Size") == name

@@ -56,7 +56,7 @@ def test_tgi_environment_has_every_flag() -> None:
 def test_helm_values_of_the_production_stack() -> None:
     config = EngineConfig.of({"max_num_seqs": 64, "enable_prefix_caching": False, "watermark": 0.02, "dtype": "bfloat16"})
     assert render.helm_values(config, Engine.VLLM) == (
-        "servingEngineSpec:\n  modelSpec:\n    - vllmConfig:\n        maxNumSeqs: 64\n        dtype: \"bfloat16\"\n"
+        'servingEngineSpec:\n  modelSpec:\n    - vllmConfig:\n        maxNumSeqs: 64\n        dtype: "bfloat16"\n'
         '        extraArgs:\n          - "--no-enable-prefix-caching"\n          - "--watermark"\n          - "0.02"\n'
     )
 
