@@ -371,9 +371,7 @@ def check_policy(policy: RolloutPolicy) -> None:
 def _checked(request: WorkflowRequest) -> WorkflowRequest:
     seconds = request.monitoring_duration_seconds
     if not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidArgumentError(
-            f"monitoring_duration_seconds must be positive, not {seconds:g}", field="monitoring_duration_seconds"
-        )
+        raise InvalidArgumentError(f"monitoring_duration_seconds must be positive, not {seconds:g}", field="monitoring_duration_seconds")
     return request
 
 

@@ -168,9 +168,7 @@ class Pipeline:
         analysis = replace(analysis, fleet_id=fleet_id, created_at=self._clock(), analysis_id=self._new_id("an") if keep else "")
         return await self.store.add_analysis(analysis) if keep else analysis
 
-    def _analyze(
-        self, pages: Mapping[str, Sequence[Snapshot]], like: Instance, targets: tuple[SLOTarget, ...], fleet_id: str
-    ) -> Analysis:
+    def _analyze(self, pages: Mapping[str, Sequence[Snapshot]], like: Instance, targets: tuple[SLOTarget, ...], fleet_id: str) -> Analysis:
         config, engine = like.config if len(like.config) else None, like.engine
         if len(pages) > 1:
             return analyze_fleet(pages, engine, targets, config=config, fleet_id=fleet_id)

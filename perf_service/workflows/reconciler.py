@@ -206,9 +206,7 @@ class Reconciler:
         if decision.write_ledger:
             entry = await self._ledger_entry(decision.workflow)
             await self._store.add_ledger_entry(entry)
-        return await self._store.save_workflow(
-            decision.workflow, decision.events, expect_version=before.version, fence=run.lease.fence
-        )
+        return await self._store.save_workflow(decision.workflow, decision.events, expect_version=before.version, fence=run.lease.fence)
 
     async def _ledger_entry(self, workflow: Workflow) -> LedgerEntry:
         causes: list[str] = []
