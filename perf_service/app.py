@@ -34,6 +34,7 @@ from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loo
 from perf_service.settings import Settings, describe, engine_environment
 from perf_service.storage.ports import Store
 from perf_service.storage.store import SqlStore, random_id
+from perf_service.storage.tables import REVISIONS
 from perf_service.targets.registry import TargetPool
 from perf_service.targets.supervision import LocalSupervision
 from perf_service.workflows.manager import WorkflowManager
@@ -199,6 +200,7 @@ class App:
             features=_features(settings),
             started_at=time.time(),
             server_id=random_id("server"),
+            schema_version=REVISIONS[-1],  # opening the store brought it there
         )
 
     def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

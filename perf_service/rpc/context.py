@@ -58,6 +58,7 @@ class Services:
     features: Sequence[str] = ()
     started_at: float = 0.0
     server_id: str = ""
+    schema_version: str = ""  # revision of the store
 
 
 def caller(told: str) -> str:

@@ -77,6 +77,7 @@ class SystemServicer(pb_grpc.SystemServiceServicer):
             runtime={"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
             started_at=timestamp(self._s.started_at),
             server_id=self._s.server_id,
+            schema_version=self._s.schema_version,
         )
 
     def _engine(self, engine: Engine) -> pb.EngineCapability:

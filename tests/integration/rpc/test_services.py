@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from perf_service.app import App
 from perf_service.rpc.methods import methods, service_names
+from perf_service.storage.tables import REVISIONS
 from perf_service.v1 import (
     analysis_pb2,
     analyze_service_pb2,
@@ -216,3 +217,9 @@ async def test_calls_are_counted_by_method_and_status(app: App, remote: Remote) 
     assert count("perf_service_rpc_handled_total", {**labels, "code": "NOT_FOUND"}) == 1
     assert count("perf_service_rpc_running", labels) == 0
     assert count("perf_service_rpc_seconds_count", {"service": "perf_service.v1.SystemService", "method": "GetVersion"}) == 1
+
+
+async def test_the_version_names_the_stores_schema(remote: Remote) -> None:
+    about = await remote.system.GetVersion(system_service_pb2.GetVersionRequest())
+    assert about.version
+    assert about.schema_version == REVISIONS[-1]
