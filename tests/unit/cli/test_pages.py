@@ -14,7 +14,7 @@ PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"
 
 def write(folder: Path, name: str, body: bytes = PAGE) -> Path:
     path = folder / name
-    path.write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
+    path.write_bytes(gzip.compress(body, mtime=0) if name.endswith(".gz") else body)
     return path
 
 
@@ -24,7 +24,7 @@ def test_plain_and_gzip_files_read_alike(tmp_path: Path) -> None:
 
 def test_gzip_is_known_by_its_content_not_its_name(tmp_path: Path) -> None:
     path = tmp_path / "page"
-    path.write_bytes(gzip.compress(PAGE))
+    path.write_bytes(gzip.compress(PAGE, mtime=0))
     assert read_page(path) == PAGE
 
 
@@ -78,7 +78,7 @@ def test_what_is_not_there_is_bad_usage(tmp_path: Path) -> None:
         (b" \n\t\n", ErrorReason.BODY_EMPTY, "empty"),
         (b"<!DOCTYPE html><html></html>", ErrorReason.BODY_NOT_METRICS, "HTML"),
         (b"\x7fELF\x02\x01\x01\0\0\0", ErrorReason.BODY_NOT_METRICS, "binary"),
-        (gzip.compress(PAGE)[:-12], ErrorReason.BODY_NOT_METRICS, "too early"),
+        (gzip.compress(PAGE, mtime=0)[:-12], ErrorReason.BODY_NOT_METRICS, "too early"),
         (b"\x1f\x8bnonsense", ErrorReason.BODY_NOT_METRICS, "damaged"),
     ],
 )
