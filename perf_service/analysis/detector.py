@@ -148,7 +148,8 @@ def _concerns(status: SLOStatus, name: str, facts: Facts) -> bool:
 def _headline(harm: Harm, top: Candidate | None, statuses: Sequence[SLOStatus], facts: Facts) -> tuple[str, float, float]:
     """The one metric of a finding: the strongest fact for its cause that has a threshold, else the objective that is missed."""
     pool: tuple[Evidence, ...] = (*(top.evidence if top else ()), *harm.evidence)
-    if harm.phase == phase.QUEUE and (top is None or top.cause in (Cause.BATCH_LIMIT, Cause.OVERLOAD, Cause.PREFILL_COMPUTE)):
+    headed_by_queue = top is None or top.cause in (Cause.BATCH_LIMIT, Cause.OVERLOAD, Cause.PREFILL_COMPUTE)
+    if harm.phase == phase.QUEUE and headed_by_queue and (facts.waiting_mean > 0 or facts.queue_share is None):
         return "waiting_requests", facts.waiting_mean, t.WAITING_GAUGE_MIN.value
     for item in pool:
         if item.threshold is not None and item.role is EvidenceRole.FOR:

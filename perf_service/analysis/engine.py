@@ -252,7 +252,7 @@ def _conclusion(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: 
         if all(b.severity is Severity.LOW for b in bottlenecks) and all(s.target.builtin for s in statuses) and verdict is Verdict.SCALE:
             verdict = Verdict.NOTHING_TO_DO  # a note against a default that nobody asked for
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
-        if few and found.window.scrapes > 1 and verdict is Verdict.TUNE:
+        if few and found.window.scrapes > 1 and verdict in (Verdict.TUNE, Verdict.SCALE):
             verdict = Verdict.WAIT
         return verdict, root.description
     measured = [s for s in statuses if s.state is not SLOState.NOT_MEASURED]

@@ -88,8 +88,10 @@ class Facts:
 
     @property
     def running_top(self) -> float:
-        """Most requests seen running; by Little's law where no scrape saw any."""
-        return self.running.max if self.running is not None and self.running.max > 0 else self.running_mean or 0.0
+        """Most requests seen running, or their mean by Little's law where that is more: the gauge is written after a step, when
+        those that finished in it have left."""
+        seen = self.running.max if self.running is not None else 0.0
+        return max(seen, self.running_mean or 0.0) if seen <= 0 or self.finished >= t.REQUESTS_CERTAIN.value else seen
 
     @property
     def queue_share(self) -> float | None:
@@ -146,6 +148,10 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     queue, prefill, decode, inference = _phases(window)
     prompt, computed, output, hit_ratio = _tokens(window, finished)
     running, waiting = window.gauge(Gauge.RUNNING_REQUESTS), window.gauge(Gauge.WAITING_REQUESTS)
+    if window.engine is Engine.SGLANG and running and running.max > 0 and busy and finished and inference and prefill and queue is not None:
+        # What TTFT leaves beside the queue is only prefill as far as so many were seen running; a retracted request waits again.
+        surplus = min(prefill, max(0.0, inference - running.max * busy / finished))
+        queue, prefill, inference = queue + surplus, prefill - surplus, inference - surplus
     ttft_count = window.count(Hist.TTFT_SECONDS)
     # Only vLLM times the prefill of a request; the others' is what TTFT leaves, or the time of a batch.
     times_prefill = window.engine is Engine.VLLM
@@ -157,13 +163,23 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
     pinning = pinning_of_pages(pages, output) if len(pages) > 2 else pinning_of_stats(running, waiting)
-    if prefill_occupancy is not None and pinning is not None and prefill and inference:
-        # The gauges at scrapes with a queue know nothing of idle edges; their split by phase is the histograms'.
-        prefill_occupancy = max(prefill_occupancy, pinning.mean * min(1.0, prefill / inference))
+    ttft = window.mean(Hist.TTFT_SECONDS)
+    in_prefill = min(1.0, prefill / inference) if times_prefill and prefill and inference else None
     budget_estimate = None
-    if prefill_occupancy is not None and computed and window.replicas == 1:
+    if in_prefill is not None and prefill_occupancy is not None:
+        # The gauges at scrapes with a queue know nothing of idle edges; their split by phase is the histograms'.
+        queued_running = None
+        if pinning is not None:
+            prefill_occupancy = max(prefill_occupancy, pinning.mean * in_prefill)
+        else:
+            queued_running = _running_while_queued(running, waiting)
         full_share = queued_share(running, waiting, _occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count))
-        budget_estimate = max(1.0, (prefill_occupancy / full_share - 1.0) * computed)
+        if queued_running is not None and queued_running * in_prefill > prefill_occupancy:
+            prefill_occupancy, full_share = queued_running * in_prefill, 1.0
+        if computed and window.replicas == 1:
+            budget_estimate = max(1.0, (prefill_occupancy / full_share - 1.0) * computed)
+    if in_prefill is not None and queue is not None and ttft and queue >= t.QUEUE_SHARE_MIN.value * ttft:
+        prefill_occupancy = max(prefill_occupancy or 0.0, in_prefill)  # whoever waits, waits for one that runs at least
     preemptions = window.delta(Counter.PREEMPTIONS)
     gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
     if preemptions is None and gauge is not None:
@@ -174,7 +190,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         busy_seconds=busy,
         finished=finished,
         started=ttft_count,
-        ttft=window.mean(Hist.TTFT_SECONDS),
+        ttft=ttft,
         itl=_first(window.mean(Hist.ITL_SECONDS), window.mean(Hist.TPOT_SECONDS)),
         e2e=window.mean(Hist.E2E_SECONDS),
         queue=queue,
@@ -204,6 +220,13 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         cpu_cores=window.rate(Counter.PROCESS_CPU_SECONDS),
         series=tuple(series),
     )
+
+
+def _running_while_queued(running: GaugeStats | None, waiting: GaugeStats | None) -> float | None:
+    """Mean running over the scrapes with any, where just as many of them saw a queue."""
+    if running is None or waiting is None or not running.nonzero_share == waiting.nonzero_share > 0:
+        return None
+    return running.mean / running.nonzero_share
 
 
 def _first(*values: float | None) -> float | None:

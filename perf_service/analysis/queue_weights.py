@@ -58,8 +58,18 @@ def budget_smallness(facts: Facts) -> float:
         ceiling = chunk_ceiling(facts)
         value = min(value, ceiling) if ceiling is not None and ceiling < 0.5 * (prompt or 0.0) else value
     small = 1.0 - ramp(math.log(max(value, 1.0)), math.log(t.BUDGET_SMALL.value), math.log(t.BUDGET_LARGE_ENOUGH.value))
+    if budget is None and (steps := steps_per_prompt(facts)) is not None:
+        small *= ramp(steps, 1.5, t.CHUNKS_MANY.value)  # whose prefill is over in a step or two was not cut into chunks
     # A step that takes several whole prompts does not starve them.
     return small * (1.0 - ramp(value / prompt, 1.0, 3.0)) if prompt else small
+
+
+def steps_per_prompt(facts: Facts) -> float | None:
+    """Upper bound of the steps that the prefill of a prompt takes: its time over the mean pause between tokens, which is a step's."""
+    output = facts.output_tokens
+    if facts.prefill is None or not facts.itl or output is None or output < 3:
+        return None
+    return facts.prefill / facts.itl
 
 
 def chunk_ceiling(facts: Facts) -> float | None:
@@ -94,7 +104,8 @@ def batch_weight(facts: Facts, saturation: float) -> float:
         base = 0.3
     occupancy = facts.prefill_occupancy
     if occupancy is None:
-        return base * (1.0 - 0.5 * saturation)
+        # One at a time: hardly anybody sets a limit of one, while a prompt that takes many steps looks just so.
+        return base * (1.0 - 0.5 * saturation) * (0.5 if 0 < top <= 1 else 1.0)
     # Behind a sequence limit the number in prefill may be anything up to the limit; a binding token budget keeps it at one and
     # a bit. Finding it there is the budget's trace, the more so the larger its share of what runs.
     in_prefill = min(1.0, occupancy / running) if running else 0.0

@@ -41,7 +41,7 @@ def significant(facts: Facts) -> bool:
     if facts.queue is not None and facts.finished >= t.REQUESTS_MIN.value:
         share = facts.queue_share
         long_enough = share is None or share >= t.QUEUE_SHARE_MIN.value
-        if long_enough and (facts.waiting_mean >= t.WAITING_MIN.value or (facts.window.duration_seconds is None and facts.queue > 0)):
+        if long_enough and (facts.waiting_mean >= t.WAITING_MIN.value or _waits_without_time(facts)):
             return True
         # Queue times are booked at the end: in an overload those who still wait are not among them.
         gauge = facts.waiting.mean if facts.waiting else 0.0
@@ -50,6 +50,13 @@ def significant(facts: Facts) -> bool:
     gauge = facts.waiting.mean if facts.waiting else 0.0
     single = facts.window.scrapes <= 1
     return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)
+
+
+def _waits_without_time(facts: Facts) -> bool:
+    """The same where the time between the pages is unknown: as many wait for each that runs as the queue is longer than the service."""
+    if facts.window.duration_seconds is not None or not facts.queue:
+        return False
+    return facts.inference is None or facts.queue * (facts.running_mean or 1.0) >= t.WAITING_MIN.value * facts.inference
 
 
 def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
@@ -66,7 +73,7 @@ def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
                 f"{facts.waiting_mean:.1f} requests wait on average.",
                 unit="requests",
             )
-            if gauge is not None or facts.waiting_occupancy is not None
+            if facts.waiting_mean > 0 or (gauge is not None and share is None)
             else None,
             fact(
                 facts,

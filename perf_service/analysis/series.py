@@ -40,6 +40,7 @@ class _Side:
     prompt: float | None
     prompt_median: float | None
     itl: float | None
+    itl_median: float | None
     tokens: float
     demand: float
 
@@ -65,6 +66,9 @@ def slowdown(parts: Sequence[Window]) -> Change | None:
         if before.itl is None or after.itl is None or before.itl <= 0 or min(before.tokens, after.tokens) < 100:
             continue
         factor = after.itl / before.itl
+        # A slower machine slows every step; requests that stall (preempted, behind a prompt) move the mean alone.
+        if before.itl_median and after.itl_median and after.itl_median < t.LOAD_SAME_RATIO.value * before.itl_median:
+            continue
         same_rate = before.rate > 0 and _within(after.rate / before.rate, t.LOAD_SAME_RATIO.value)
         same_demand = before.demand > 0 and _within(after.demand / before.demand, t.LOAD_SAME_RATIO.value)
         same_shape = not (before.prompt and after.prompt) or _within(after.prompt / before.prompt, t.LOAD_SAME_RATIO.value)
@@ -122,6 +126,7 @@ def _side(parts: Sequence[Window]) -> _Side:
     itls = [part.histograms[h] for part in parts for h in (Hist.ITL_SECONDS,) if h in part.histograms]
     merged = added(prompts) if prompts else None
     middle = histogram_quantile(merged, 0.5) if merged is not None else None
+    pauses = histogram_quantile(added(itls), 0.5) if itls else None
     counted, gaps = sum(p.count for p in prompts), sum(i.count for i in itls)
     return _Side(
         seconds=sum(part.duration_seconds or 0.0 for part in parts),
@@ -129,6 +134,7 @@ def _side(parts: Sequence[Window]) -> _Side:
         prompt=sum(p.sum for p in prompts) / counted if counted >= _MIN_LENGTHS else None,
         prompt_median=middle.value if middle is not None else None,
         itl=sum(i.sum for i in itls) / gaps if gaps > 0 else None,
+        itl_median=pauses.value if pauses is not None else None,
         tokens=gaps,
         demand=sum(_demand(part) for part in parts) / len(parts),
     )
