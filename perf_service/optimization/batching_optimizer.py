@@ -107,8 +107,8 @@ class BatchingOptimizer:
         told, pinned = at.config.number(knob), at.running_max
         # A limit that is not told shows itself: running stays at it while others wait.
         present = told if told is not None else pinned
-        if present is None:
-            return self._bare(bottleneck, at)
+        if not present:
+            return self._bare(bottleneck, at)  # no scrape saw one run: nothing shows the limit
         demand = max(at.demand or 0.0, bottleneck.current_value if bottleneck.metric_name == "demand" else 0.0)
         wanted = power_of_two_at_least(demand * DEMAND_HEADROOM) if demand > present else int(2 * present)
         target = min(wanted, self._ceiling(at))

@@ -84,9 +84,10 @@ def score(candidate: Optimization, targets: Sequence[SLOTarget] = ()) -> float:
 
 
 def harmful(candidate: Optimization, targets: Sequence[SLOTarget] = ()) -> bool:
-    """Whether even the favourable edge of the prediction is no improvement."""
+    """Whether even the favourable edge of the prediction is no improvement. Without throughput only half of a trade is seen: no verdict."""
     gained = benefit(candidate.effects, targets)
-    return gained is not None and gained[2] <= 0.0
+    weighed = any(e.metric in _HIGHER_IS_BETTER for e in candidate.effects)
+    return gained is not None and weighed and gained[2] <= 0.0
 
 
 def missed_by(prediction: Prediction, targets: Iterable[SLOTarget]) -> tuple[str, ...]:

@@ -92,6 +92,10 @@ class Predictor:
         if not made:
             return baseline, replace(baseline, config=after), ()
         prediction = _prediction(after, baseline, runs, load, fitted, said, spread or len(hypotheses) > 1)
+        if load.requests_per_second is None and _transient(baseline, runs):
+            note = "the time between the pages is unknown and the waits on them have not settled: their change is not predicted"
+            kept = tuple(e for e in _effects(baseline, prediction) if e.metric.startswith("itl"))
+            return baseline, replace(prediction, notes=(*prediction.notes, note)), kept
         return baseline, prediction, _effects(baseline, prediction)
 
 
@@ -242,6 +246,13 @@ def _at_least_noise(queue: LatencyEstimate | None, runs: Runs) -> LatencyEstimat
 def _trust(measured: float, modelled: float) -> float:
     """1 where the model is right about the present, towards 0 where it is off by more than a factor of three."""
     return max(0.0, 1.0 - max(0.0, abs(math.log(measured / modelled)) - 0.3) / 0.8)
+
+
+def _transient(baseline: Prediction, runs: Runs) -> bool:
+    """Whether the measured first tokens are not those of a steady state at the load that the gauges show (a queue that just began)."""
+    measured = baseline.ttft_seconds.mean.value if baseline.ttft_seconds else 0.0
+    modelled = weighted_quantile([(w, now.ttft) for w, now, _ in runs], 0.5) if runs else 0.0
+    return measured > 0 and modelled > 0 and _trust(measured, modelled) <= 0.0
 
 
 def _stretch(runs: Runs, fitted: StepFit) -> float:

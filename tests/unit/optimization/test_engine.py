@@ -240,3 +240,11 @@ def test_what_is_predicted_to_harm_is_dropped_and_said() -> None:
 def test_an_objective_that_is_predicted_to_be_missed_is_a_risk() -> None:
     plan = OptimizationEngine(Says(watermark=1.5)).generate_plan(without_cap(exhausted()), slo_targets=[SLOTarget("itl", 0.05)])
     assert any("itl < 0.05 is predicted to be missed" in risk for risk in plan.optimizations[0].risks)
+
+
+def test_a_queue_that_has_just_begun_does_not_talk_the_cure_down() -> None:
+    """Without the time between two early pages, the few short waits on them say nothing of the wait to come."""
+    early = [replace(page, collected_at=None) for page in snapshots("e_decode_seqs8")[:2]]
+    plan = OptimizationEngine().generate_plan(AnalysisEngine().analyze(early, "vllm"))
+    assert [c.parameter for c in plan.changes] == ["max_num_seqs"]
+    assert not any(e.metric.startswith(("ttft", "e2e")) for e in plan.effects)

@@ -171,6 +171,16 @@ def test_an_unknown_batch_limit_is_inferred_and_said_so() -> None:
     assert "inferred as 2" in change.reason
 
 
+def test_an_unknown_batch_limit_that_no_scrape_shows_is_not_said_to_be_zero() -> None:
+    window = overall("b_queue_bad_r2")
+    idle = replace(window, gauges={**window.gauges, Gauge.RUNNING_REQUESTS: GaugeStats(0, 0, 0, 0, 2)})
+    found, _ = BatchingOptimizer().generate_optimizations(
+        [finding(cause=Cause.BATCH_LIMIT)], Engine.VLLM, situation=situation({}, window=idle)
+    )
+    assert change_of(found, "max_num_seqs").recommended_value == 256
+    assert "not known" in found[0].prerequisites[0]
+
+
 def test_limits_are_those_of_one_replica_not_of_the_fleets_sum() -> None:
     one = overall("b_queue_bad_r2")
     at = situation({}, window=fleet_window("f", [one, replace(one, instance_id="other")]))
