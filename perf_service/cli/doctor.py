@@ -100,17 +100,18 @@ def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPag
 
 def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: EngineConfig) -> list[Snapshot]:
     """Typed snapshots of saved pages. CollectError where a page is of no engine, or of another than told."""
+    from perf_service.collectors.dialects import detect_engine
     from perf_service.collectors.snapshot import SnapshotBuilder, require_engine, snapshot_of
 
+    # Where no page tells its engine, reading the first one raises and says why.
+    found = engine or next(filter(None, (detect_engine(p.body) for p in pages)), None) or snapshot_of(pages[0].body, _ID).engine
     # One builder for all pages: its parser remembers the series of the earlier ones.
-    first = snapshot_of(pages[0].body, _ID, engine=engine, collected_at=pages[0].collected_at, endpoint=pages[0].name, config=config)
-    builder = SnapshotBuilder(first.engine)
-    rest = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages[1:]]
-    snapshots = [first, *rest]
+    builder = SnapshotBuilder(found)
+    snapshots = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages]
+    # A server that has just started, or a proxy before it, answers pages without a metric; the others still tell.
     told = [s for s in snapshots if not s.quality.has(IssueCode.NO_KNOWN_METRICS)]
     for snapshot in told or snapshots:
         require_engine(snapshot)
-    # A server that has just started, or a proxy before it, answers pages without a metric; the others still tell.
     return told
 
 

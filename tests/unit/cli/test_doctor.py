@@ -207,3 +207,23 @@ def test_a_restart_between_the_pages_gives_no_negative_rate(doctor: Doctor, tmp_
     window = strict_json(out)["analysis"]["window"]
     assert all(rate is None or rate >= 0 for rate in window["rates_per_second"].values())
     assert all(delta >= 0 for delta in window["deltas"].values())
+
+
+def test_pages_of_a_server_that_was_not_up_yet_are_passed_over(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "000.prom").write_text("# HELP python_info Python\npython_info 1\n")
+    for name in ("000", "017"):
+        shutil.copy(BAD / f"{name}.prom.gz", tmp_path / f"1{name}.prom.gz")
+    code, out, err = doctor(tmp_path, "-o", "json", "--interval", "40")
+    assert (code, err) == (0, "")
+    result = strict_json(out)
+    assert result["snapshot"]["pages"] == 2
+    assert result["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
+
+
+def test_pages_without_any_metric_are_refused(doctor: Doctor, tmp_path: Path) -> None:
+    for name in ("a.prom", "b.prom"):
+        (tmp_path / name).write_text("python_info 1\n")
+    assert doctor(tmp_path)[0] == 1
+    code, _, err = doctor(tmp_path, "--engine", "vllm")
+    assert code == 1
+    assert "no metric of the engine" in err
