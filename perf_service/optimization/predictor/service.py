@@ -86,9 +86,12 @@ def _solve(
         own = chunks * cost.seconds(n, computed / chunks)
         return t, n, x * computed * t, max(t * chunks, own)
 
+    # A client of a closed loop meets the other ones only (arrival theorem): a lone one never waits for a step.
+    others = (users - 1.0) / users if users is not None and users > 1.0 else float(users is None)
+
     def residual(x: float, t: float) -> float:
         """Seconds until the running step ends, seen at random: E[t^2] / 2 E[t], steps with prompts being the long ones."""
-        return (t + x * (cost.per_token * min(computed, limits.token_budget)) ** 2) / 2
+        return others * (t + x * (cost.per_token * min(computed, limits.token_budget)) ** 2) / 2
 
     def served(x: float) -> bool:
         t, n, p, prefill = at(x)

@@ -296,7 +296,7 @@ def test_more_sequences_serve_no_less(request: Request, cost: StepCost, users: i
 def test_more_budget_and_more_hits_serve_no_less(request: Request, cost: StepCost, users: int) -> None:
     small, large = (steady(request, cost, Limits(token_budget=b), users=users).requests_per_second for b in (128.0, 4096.0))
     cached = steady(replace(request, computed=request.computed / 2), cost, Limits(token_budget=4096.0), users=users).requests_per_second
-    assert small <= large * 1.01  # just above one chunk the fraction of a second step is as cheap as its tokens
+    assert small <= large * (1.001 if users == 1 else 1.02)  # what waits for a step waits longer where steps are long
     assert large <= cached * 1.001
 
 
