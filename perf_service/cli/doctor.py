@@ -13,8 +13,8 @@ import typer
 from perf_service.cli.console import Output, OutputOption, out, working
 from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, spaced
 from perf_service.cli.settings_text import parse_settings
-from perf_service.models.config import EngineConfig
-from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.config import EngineConfig, KnobValue
+from perf_service.models.errors import ErrorReason, InvalidArgumentError
 from perf_service.models.metrics import Engine, IssueCode
 from perf_service.models.slo import SLOTarget, parse_slo
 
@@ -144,7 +144,7 @@ def diagnose(
     from perf_service.optimization.predictor import Predictor
 
     last = snapshots[-1]
-    known = (current or EngineConfig()).over(last.config)
+    known = told_config(current or EngineConfig(), last.engine, last.engine_version).over(last.config)
     analysis = AnalysisEngine().analyze(
         snapshots if len(snapshots) > 1 else last, last.engine, list(objectives) or None, config=known if len(known) else None
     )
@@ -160,6 +160,30 @@ def diagnose(
     if changes and len(changes) and window is not None:
         what_if = Predictor().predict(windows_of(snapshots) or [window], known, changes.values())
     return Diagnosis(tuple(snapshots), window, analysis, plan, what_if)
+
+
+def told_config(config: EngineConfig, engine: Engine, version: str = "") -> EngineConfig:
+    """Launch flags as told, in the type of each. Flags that are no knob are kept, as an engine has hundreds more.
+
+    Raises InvalidArgumentError: KNOB_VALUE_INVALID, or KNOB_UNKNOWN for a name so near to a knob's that it is a slip of the pen.
+    """
+    from difflib import get_close_matches
+
+    from perf_service.optimization.catalogue import KnobCatalogue
+
+    catalogue = KnobCatalogue.load()
+    names = [entry.knob.name for entry in catalogue.entries(engine)]
+    values: dict[str, KnobValue] = {}
+    for name, value in config.values().items():
+        if catalogue.get(engine, name) is not None:
+            values[name] = catalogue.parse(engine, name, value, version)
+        elif not catalogue.is_fact(engine, name) and (near := get_close_matches(name, names, 1, 0.85)):
+            raise InvalidArgumentError(
+                f"{name!r} is not a knob of {engine.value}; is {near[0]} meant?", field="--config", reason=ErrorReason.KNOB_UNKNOWN
+            )
+        else:
+            values[name] = value
+    return EngineConfig.of(values)
 
 
 def _json(diagnosis: Diagnosis) -> str:

@@ -227,3 +227,23 @@ def test_pages_without_any_metric_are_refused(doctor: Doctor, tmp_path: Path) ->
     code, _, err = doctor(tmp_path, "--engine", "vllm")
     assert code == 1
     assert "no metric of the engine" in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("max_num_seqs=abc", "is not a whole number"),
+        ("max_num_seqs=-1", "below the least value"),
+        ("max_num_seq=2", "is max_num_seqs meant?"),
+    ],
+)
+def test_a_launch_flag_that_cannot_be_is_bad_usage(doctor: Doctor, setting: str, said: str) -> None:
+    code, _, err = doctor(BAD, "--config", setting)
+    assert code == 2
+    assert said in err
+
+
+def test_a_launch_flag_that_is_no_knob_is_taken_as_it_is(doctor: Doctor) -> None:
+    code, out, _ = doctor(BAD, "-o", "json", "--config", "swap_space=4", "--config", "max_num_seqs=2")
+    assert code == 0
+    assert strict_json(out)["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
