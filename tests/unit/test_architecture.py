@@ -11,7 +11,10 @@ READS = {"environ", "environb", "getenv", "getenvb"}
 
 def _environment_reads(path: Path) -> list[int]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    text = path.read_text()
+    if not any(name in text for name in READS):
+        return []
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Attribute) and node.attr in READS and isinstance(node.value, ast.Name) and node.value.id == "os":
             found.append(node.lineno)
         if isinstance(node, ast.ImportFrom) and node.module == "os" and READS & {alias.name for alias in node.names}:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as oracle
 
 from perf_service.collectors.exposition import UNKNOWN, ExpositionParser, Page, parse
 from perf_service.models.errors import CollectError, ErrorReason
+from tests.support.examples import examples
 
 PAGES = sorted(
     [
@@ -227,7 +228,7 @@ def test_empty_pages_are_empty() -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_bytes_raise(body: bytes) -> None:
     page = parse(body)
     assert page.malformed_count <= body.count(b"\n") + 1
@@ -241,7 +242,7 @@ def test_no_bytes_raise(body: bytes) -> None:
         max_size=12,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_mixture_of_page_parts_raises(parts: list[str]) -> None:
     parser = ExpositionParser()
     for text in ("".join(parts), "\n".join(parts)):
@@ -253,7 +254,7 @@ label_sets = st.dictionaries(st.text("abz_", min_size=1, max_size=3), st.text('a
 
 
 @given(st.dictionaries(st.tuples(names, label_sets.map(lambda d: tuple(sorted(d.items())))), st.floats(allow_nan=False), max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_what_is_written_is_read(series: dict[Key, float]) -> None:
     def escaped(value: str) -> str:
         return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

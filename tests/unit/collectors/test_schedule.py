@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perf_service.collectors.schedule import MAX_BACKOFF_SECONDS, Schedule
+from tests.support.examples import examples
 
 
 def next_due(schedule: Schedule) -> float:
@@ -112,7 +113,7 @@ def test_intervals_are_positive(interval: float) -> None:
         st.tuples(st.sampled_from("abc"), st.sampled_from(["add", "remove", "due", "done", "fail", "hurry"]), st.floats(0, 20)), max_size=40
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_no_target_is_ever_lost_or_doubled(moves: list[tuple[str, str, float]]) -> None:
     schedule, now, running, known = Schedule(random.Random(1)), 0.0, set[str](), set[str]()
     for key, move, step in moves:

@@ -29,6 +29,7 @@ from perf_service.models.metrics import (
     Snapshot,
 )
 from perf_service.models.window import QuantileKind
+from tests.support.examples import examples
 
 TEXT = """
 vllm:num_requests_running {running}
@@ -329,7 +330,7 @@ def run_of(data: list[tuple[float, int, int, int, bool]], restarts: bool) -> lis
 
 
 @given(steps)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_windows_add_up(data: list[tuple[float, int, int, int, bool]]) -> None:
     pages = run_of(data, restarts=False)
     whole, parts = window_over(pages), windows_of(pages)
@@ -342,7 +343,7 @@ def test_windows_add_up(data: list[tuple[float, int, int, int, bool]]) -> None:
 
 
 @given(steps, st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_nothing_is_ever_negative(data: list[tuple[float, int, int, int, bool]], random: object) -> None:
     pages = run_of(data, restarts=True)
     getattr(random, "shuffle")(pages)  # noqa: B009

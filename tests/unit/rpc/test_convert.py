@@ -29,6 +29,7 @@ from perf_service.rpc.convert.track_record import summary
 from perf_service.rpc.convert.workflow import ROLLOUT_POLICY, WORKFLOW, event_from_proto, event_to_proto, request_of
 from perf_service.storage.ports import LedgerEntry
 from perf_service.v1 import config_pb2, event_pb2, fleet_pb2, optimize_service_pb2, slo_pb2, workflow_pb2
+from tests.support.examples import examples
 from tests.support.random_models import model
 
 NOUNS: list[tuple[Mirror[Any, Any], type[Any]]] = [
@@ -68,7 +69,7 @@ def test_an_event_kind_of_a_newer_server_becomes_a_warning_with_its_message() ->
     assert (event.kind.value, event.message, event.at) == ("warning", "new", 5.0)
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 2**33), st.integers(0, 999_999))
 def test_times_keep_their_microseconds(whole: int, micros: int) -> None:
     time = whole + micros / 1e6

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from perf_service.simulator.core import EngineCore, RejectedError, Request
 from perf_service.simulator.flags import EngineFlags, StepTimes, resolve
+from tests.support.examples import examples
 
 TIMES = StepTimes(base=0.01, per_seq=0.001, per_prefill_token=0.0001)
 
@@ -47,7 +48,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     engine=engines,
     load=requests,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perf_service.simulator.kv import BlockPool, Holding
+from tests.support.examples import examples
 
 chains = st.integers(0, 2).map(lambda c: tuple((c, i) for i in range(8)))
 operations = st.lists(
@@ -19,7 +20,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(ops=operations, caching=st.booleans())
 def test_blocks_are_conserved_whatever_happens(ops: list[tuple[str, tuple[Hashable, ...], int]], caching: bool) -> None:
     pool = BlockPool(20, caching=caching)

@@ -20,6 +20,7 @@ from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
 from perf_service.models.workflow import Event, Workflow
 from perf_service.storage.codec import from_json, pack, to_json, unpack
+from tests.support.examples import examples
 
 # An instance of every class that is ever stored, with everything it may hold, is drawn from its type hints. Collections stay short:
 # what matters is the variety of types, and the models nest up to eight deep.
@@ -53,7 +54,7 @@ def test_any_large_model_survives_the_round_trip(cls: type[Any], data: st.DataOb
     assert from_json(cls, to_json(value)) == value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=10), _SCALARS, max_size=6))
 def test_knob_values_keep_their_type(values: dict[str, bool | int | float | str]) -> None:
     config = EngineConfig.of(values)

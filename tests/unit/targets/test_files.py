@@ -14,11 +14,12 @@ from perf_service.models.errors import ErrorReason, TargetError
 from perf_service.targets.files import config_from_document, config_to_document, locked, read_document, safe_name, write_atomically
 from perf_service.targets.local.processes import ProcessId
 from perf_service.targets.local.state import Intent, ReplicaRecord, StateFile
+from tests.support.examples import examples
 
 _NAMES = st.text("aB.%/\\ é\n~-_", min_size=1, max_size=6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(_NAMES, _NAMES)
 def test_names_stay_apart_and_inside_the_directory(one: str, other: str) -> None:
     assert "/" not in safe_name(one)
