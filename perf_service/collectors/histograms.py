@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from perf_service.collectors.dialects.base import Part, Slot
@@ -104,22 +105,23 @@ def added(histograms: Iterable[Histogram]) -> Histogram:
     return Histogram(count, total, bounds, tuple(math.fsum(column) for column in zip(*rows, strict=True)))
 
 
+def is_behind(later: Histogram, earlier: Histogram) -> bool:
+    """Whether the later one holds less than the earlier one: a reset."""
+    if later.count < earlier.count or later.sum - earlier.sum < -_TOLERANCE * max(1.0, earlier.sum):
+        return True
+    return later.bounds == earlier.bounds and any(map(operator.lt, later.cumulative, earlier.cumulative))
+
+
 def subtracted(later: Histogram, earlier: Histogram) -> Histogram | None:
     """What was observed in between. None where the later one is behind the earlier one: a reset.
 
     Where the bucket bounds changed only count and sum are left.
     """
-    count, total = later.count - earlier.count, later.sum - earlier.sum
-    if count < 0 or total < -_TOLERANCE * max(1.0, earlier.sum):
+    if is_behind(later, earlier):
         return None
-    total = max(0.0, total)
+    count, total = later.count - earlier.count, max(0.0, later.sum - earlier.sum)
     if later.bounds != earlier.bounds:
         return Histogram(count, total)
-    differences = [b - a for a, b in zip(earlier.cumulative, later.cumulative, strict=True)]
-    if any(difference < 0 for difference in differences):
-        return None
     # A scrape is not atomic: buckets of one histogram may be one observation apart. Counts stay cumulative.
-    cumulative: list[float] = []
-    for difference in differences:
-        cumulative.append(min(count, max(difference, cumulative[-1] if cumulative else 0.0)))
-    return Histogram(count, total, later.bounds, tuple(cumulative))
+    rising = accumulate(map(operator.sub, later.cumulative, earlier.cumulative), max)
+    return Histogram(count, total, later.bounds, tuple(min(count, value) for value in rising))

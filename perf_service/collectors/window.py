@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-from perf_service.collectors.histograms import subtracted
+from perf_service.collectors.histograms import is_behind, subtracted
 from perf_service.collectors.reading import derived_histograms
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import (
@@ -247,7 +247,7 @@ def _fallen(earlier: Snapshot, later: Snapshot) -> set[Counter | Hist]:
     fallen: set[Counter | Hist] = {counter for counter, value in earlier.counters.items() if later.counters.get(counter, value) < value}
     now = _own(later)
     for hist, value in _own(earlier).items():
-        if hist in now and subtracted(now[hist], value) is None:
+        if hist in now and is_behind(now[hist], value):
             fallen.add(hist)
     return fallen
 

@@ -104,7 +104,7 @@ def _solve(
         )
 
     low, high = 0.0, (1.0 - 1e-6) / work if work > 0 else 1e6
-    for _ in range(50):
+    for _ in range(32):  # to 2e-10 of the highest rate there can be
         middle = (low + high) / 2
         low, high = (middle, high) if served(middle) else (low, middle)
     capacity = low
