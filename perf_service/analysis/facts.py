@@ -176,7 +176,8 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         full_share = queued_share(running, waiting, _occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count))
         if queued_running is not None and queued_running * in_prefill > prefill_occupancy:
             prefill_occupancy, full_share = queued_running * in_prefill, 1.0
-        if computed and window.replicas == 1:
+        # Without times the few gauges must do, and they tell the number in prefill only where all that run are in it.
+        if computed and window.replicas == 1 and (busy is not None or in_prefill > 0.9):
             budget_estimate = max(1.0, (prefill_occupancy / full_share - 1.0) * computed)
     if in_prefill is not None and queue is not None and ttft and queue >= t.QUEUE_SHARE_MIN.value * ttft:
         prefill_occupancy = max(prefill_occupancy or 0.0, in_prefill)  # whoever waits, waits for one that runs at least
