@@ -19,8 +19,13 @@ CAPTURES = Path(__file__).parents[2] / "fixtures" / "captures"
 
 
 @cache
+def _builder(engine: Engine) -> SnapshotBuilder:
+    return SnapshotBuilder(engine)  # one for all tests: it remembers the series
+
+
+@cache
 def _run(scenario: str) -> tuple[Snapshot, ...]:
-    builder = SnapshotBuilder(Engine.SGLANG if scenario.startswith("sglang") else Engine.VLLM)
+    builder = _builder(Engine.SGLANG if scenario.startswith("sglang") else Engine.VLLM)
     folder = CAPTURES / scenario
     scrapes = [json.loads(line) for line in (folder / "scrapes.jsonl").read_text().splitlines()]
     return tuple(

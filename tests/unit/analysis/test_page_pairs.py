@@ -18,6 +18,7 @@ from perf_service.simulator.flags import EngineFlags, StepTimes
 from perf_service.simulator.virtual import simulate
 from perf_service.simulator.workload import Lengths, Workload
 
+BUILDERS = {engine: SnapshotBuilder(engine) for engine in Engine}  # they remember the series
 Run = Callable[[str], tuple[Snapshot, ...]]
 
 
@@ -70,7 +71,7 @@ def test_a_short_wait_without_times_is_no_queue(window: Callable[..., Window]) -
 
 
 def pages_of(workload: Workload, flags: EngineFlags, step: StepTimes, seconds: float) -> list[Snapshot]:
-    builder = SnapshotBuilder(Engine(flags.engine))
+    builder = BUILDERS[Engine(flags.engine)]
     return [builder.build(text, "s", time) for time, text in simulate(flags, step, workload, seconds, scrape_every_s=5.0).pages]
 
 

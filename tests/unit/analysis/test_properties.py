@@ -55,7 +55,7 @@ def windows(draw: st.DrawFn) -> Window:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(windows())
 def test_any_subset_of_metrics_is_judged_without_a_crash(window: Window) -> None:
     analysis = AnalysisEngine().analyze(window)
@@ -67,7 +67,7 @@ def test_any_subset_of_metrics_is_judged_without_a_crash(window: Window) -> None
         assert finding.recommendation
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.floats(0.001, 1000), st.floats(0.001, 10), st.integers(1, 500))
 def test_latency_alone_is_never_high_without_an_objective(ttft: float, itl: float, count: int) -> None:
     found = {Hist.TTFT_SECONDS: Histogram(count, ttft * count), Hist.ITL_SECONDS: Histogram(count, itl * count)}
@@ -80,7 +80,7 @@ def _status(value: float, builtin: bool) -> SLOStatus:
     return SLOStatus(target, SLOState.MET if value <= 0.1 else SLOState.MISSED, value, samples=100)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_health_is_monotone(data: st.DataObject) -> None:
     draw = data.draw

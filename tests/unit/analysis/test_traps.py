@@ -19,6 +19,8 @@ from perf_service.simulator.workload import Lengths, Workload
 
 CHAT = Workload(Lengths.lognormal(150, 0.5, 8, 1000), Lengths.lognormal(50, 0.5, 1, 200), rate=3)
 
+BUILDERS = {engine: SnapshotBuilder(engine) for engine in Engine}  # they remember the series
+
 
 def fleet(workload: Workload = CHAT, **flags: object) -> VirtualFleet:
     return VirtualFleet(1, EngineFlags().changed(flags), workload=workload, step_times=StepTimes(base=0.02))
@@ -33,7 +35,7 @@ def scrape(world: VirtualFleet, times: int, every: float = 5.0) -> list[tuple[fl
 
 
 def judged(pages: Sequence[tuple[float, str]], targets: Sequence[SLOTarget] = (), engine: Engine = Engine.VLLM) -> Analysis:
-    builder = SnapshotBuilder(engine)
+    builder = BUILDERS[engine]
     snapshots: list[Snapshot] = [builder.build(text.encode(), "s", time) for time, text in pages]
     return AnalysisEngine().analyze(snapshots, engine, targets)
 

@@ -203,7 +203,7 @@ def test_clients_that_wait_are_told_from_arrivals_of_their_own() -> None:
 # ---- Step times ----
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     base=st.floats(0.002, 0.05), sequence=st.floats(1e-5, 2e-3), token=st.floats(1e-6, 5e-4),
 )  # fmt: skip
@@ -269,7 +269,7 @@ def test_one_client_alone_gets_the_plain_sum() -> None:
     assert state.queue == pytest.approx(0, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(REQUESTS, COSTS, st.integers(1, 256), st.integers(1, 256), st.sampled_from([32.0, 512.0, 8192.0, math.inf]))
 def test_littles_law_and_limits_hold(request: Request, cost: StepCost, users: int, sequences: int, budget: float) -> None:
     state = steady(request, cost, Limits(sequences, budget, 50_000.0), users=users)
@@ -284,14 +284,14 @@ def test_littles_law_and_limits_hold(request: Request, cost: StepCost, users: in
     assert 0 <= state.kv_ratio <= 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(REQUESTS, COSTS, st.integers(2, 128))
 def test_more_sequences_serve_no_less(request: Request, cost: StepCost, users: int) -> None:
     served = [steady(request, cost, Limits(sequences=s), users=users).requests_per_second for s in (1, 2, 8, 64, 512)]
     assert all(b >= a * 0.999 for a, b in pairwise(served))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(REQUESTS, COSTS, st.integers(1, 64))
 def test_more_budget_and_more_hits_serve_no_less(request: Request, cost: StepCost, users: int) -> None:
     small, large = (steady(request, cost, Limits(token_budget=b), users=users).requests_per_second for b in (128.0, 4096.0))
@@ -320,7 +320,7 @@ def test_arrivals_beyond_capacity_are_told_not_timed() -> None:
 # ---- Estimates ----
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(1e-3, 1e3)), min_size=1, max_size=30), st.floats(0, 1))
 def test_intervals_hold_their_value(pairs: list[tuple[float, float]], error: float) -> None:
     made = interval(pairs, error)
