@@ -46,7 +46,7 @@ def significant(facts: Facts) -> bool:
         # Queue times are booked at the end: in an overload those who still wait are not among them.
         gauge = facts.waiting.mean if facts.waiting else 0.0
         ran = facts.running.mean if facts.running else 0.0
-        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran) and not facts.window.lifetime
+        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)
     gauge = facts.waiting.mean if facts.waiting else 0.0
     single = facts.window.scrapes <= 1
     return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)

@@ -118,3 +118,13 @@ def test_ranks_of_one_engine_can_be_uneven(window: Callable[..., Window]) -> Non
 def test_fleet_needs_replicas() -> None:
     with pytest.raises(InvalidArgumentError):
         analyze_fleet({}, "vllm")
+
+
+def test_one_page_with_many_waiting_is_no_small_matter_whatever_its_totals_say(page: Callable[..., Snapshot]) -> None:
+    text = (
+        "tgi_queue_size 50\ntgi_batch_current_size 8\ntgi_request_queue_duration_sum 5\ntgi_request_queue_duration_count 100\n"
+        "tgi_request_duration_sum 100\ntgi_request_duration_count 100\n"
+    )
+    for engine, body in ((Engine.TGI, text), (Engine.VLLM, "vllm:num_requests_running 8\nvllm:num_requests_waiting 50\n")):
+        root = AnalysisEngine().analyze(page(body, engine)).bottlenecks[0]
+        assert (root.type, root.severity) == (BottleneckType.QUEUE_BUILDUP, Severity.MEDIUM)
