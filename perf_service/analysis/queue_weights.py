@@ -45,7 +45,13 @@ def prefill_saturation(facts: Facts) -> float:
         # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
-    return ramp(occupancy, 0.8, t.PREFILL_SATURATED.value)
+    found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value)
+    # Totals since the start mix what came before: one that runs alone now may be in its prefill all the time.
+    return max(found, 0.5) if _alone_on_one_page(facts) and occupancy >= 0.5 else found
+
+
+def _alone_on_one_page(facts: Facts) -> bool:
+    return facts.window.lifetime and 0 < facts.running_top <= 1
 
 
 def budget_smallness(facts: Facts) -> float:
@@ -102,6 +108,8 @@ def batch_weight(facts: Facts, saturation: float) -> float:
         base = 0.6  # the other reasons are excluded or not by their own traces
     else:
         base = 0.3
+    if _alone_on_one_page(facts):
+        base *= 0.5  # hardly anybody sets a limit of one
     occupancy = facts.prefill_occupancy
     if occupancy is None:
         # One at a time: hardly anybody sets a limit of one, while a prompt that takes many steps looks just so.

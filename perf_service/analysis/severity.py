@@ -41,7 +41,8 @@ def of_cause(cause: Cause, facts: Facts, statuses: Sequence[SLOStatus], confiden
     severity = worst(statuses)
     if all(status.state is SLOState.NOT_MEASURED for status in statuses):
         severity = Severity.MEDIUM  # latency is not on the page: what piles up speaks for itself, but not louder
-    if facts.window.lifetime and facts.waiting is not None and facts.waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, facts.running_top):
+    waiting = facts.waiting.mean if facts.waiting is not None else 0.0
+    if facts.window.lifetime and waiting >= max(t.WAITING_GAUGE_SINGLE_MIN.value, facts.running_top):
         severity = max(severity, Severity.MEDIUM, key=lambda s: s.rank)  # totals since the start know nothing of the queue there is now
     own_policy = any(not status.target.builtin for status in statuses)
     all_met = own_policy and all(status.state is not SLOState.MISSED for status in statuses)

@@ -105,3 +105,12 @@ def test_two_requests_are_too_few_for_any_advice(run: Run) -> None:
     analyses = [judged(pair) for pair in pairwise(pages)]
     few = [a for a in analyses if a.window and 0 < a.window.count(Hist.E2E_SECONDS) < 5 and a.bottlenecks]
     assert all(a.verdict in (Verdict.WAIT, Verdict.NOTHING_TO_DO, Verdict.NOT_ENOUGH_EVIDENCE) for a in few)
+
+
+def test_a_single_page_with_one_running_names_no_sequence_limit(run: Run) -> None:
+    queued = [page for page in run("d_prefill_bad_r2") if page.gauges[Gauge.WAITING_REQUESTS] >= 3]
+    assert queued
+    for page in queued:
+        analysis = AnalysisEngine().analyze(page)
+        assert analysis.bottlenecks
+        assert root(analysis) is not Cause.BATCH_LIMIT
