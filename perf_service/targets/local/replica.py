@@ -113,18 +113,19 @@ class ReplicaSupervisor:
         self.wake()
 
     async def observe(self) -> ReplicaState:
-        """What runs now, and whether it serves."""
+        """What runs now, and whether it serves. Never ready while a change is accepted and unfinished: what answers then is about to go."""
         record = await asyncio.to_thread(self._state.read)
         running = processes.alive(record.process)
         config, generation = record.config, record.generation
         if record.intent is not None and running and record.process_generation == record.intent.generation:
             config, generation = record.intent.config, record.intent.generation
         ready, message = False, record.failure
-        if running and record.proven:
+        if record.intent is not None:
+            old = not running or record.process_generation != record.intent.generation
+            message = "stopping the old process" if old else "starting: no completion has answered yet"
+        elif running and record.proven:
             ready, message = await self._probe.health(self._port, self._options.health_path, timeout_seconds=_HEALTH_TIMEOUT_SECONDS)
             message = message or record.note
-        elif record.intent is not None:
-            message = "starting: no completion has answered yet" if running else "stopping the old process"
         elif not message:
             message = record.note or ("starting" if record.wanted else "not started by this target yet")
         return ReplicaState(

@@ -87,6 +87,33 @@ async def test_a_restore_cuts_off_a_change_that_is_under_way(local: Any, kit: An
     assert len(engine_pids(kit, local)) == 1
 
 
+async def test_a_replica_is_not_ready_while_a_change_of_it_is_unfinished(local: Any, kit: Any) -> None:
+    """The old process still answers for a while: believed, a rollback would be over before the engine is stopped."""
+    target = await local.start()
+    work = target._replicas["a"]._working()
+    async with work:  # the change is accepted and cannot begin
+        await target.apply("a", kit.config(7), expect_hash=config_hash(kit.config(2)), op=kit.op())
+        state = await kit.replica(target, "a")
+        assert (state.ready, state.config_hash, state.message) == (False, config_hash(kit.config(2)), "stopping the old process")
+        await target.restore("a", kit.config(2), op=kit.op())
+        assert not (await kit.replica(target, "a")).ready
+    assert (await kit.settled(target, "a", kit.config(2))).ready
+
+
+async def test_a_failed_restore_can_be_ordered_again(local: Any, kit: Any) -> None:
+    target = await local.start()
+    recorded = (await kit.replica(target, "a")).config
+    await local.change(target, "a", kit.config(13))
+    with socket.create_server(("127.0.0.1", local.ports[0])):
+        order = kit.op()
+        await target.restore("a", recorded, op=order)
+        assert "cannot have port" in (await kit.until(target, "a", lambda s: s.failed and "port" in s.message)).message
+    with pytest.raises(TargetError, match="cannot have port"):
+        await target.restore("a", recorded, op=order)
+    await target.restore("a", recorded, op=kit.op())
+    assert (await kit.settled(target, "a", recorded)).ready
+
+
 async def test_nothing_an_engine_leaves_behind_survives_a_change(local: Any, kit: Any, tmp_path: Path) -> None:
     local.arguments = "--children"
     local.options["stop_timeout_seconds"] = "0.3"
