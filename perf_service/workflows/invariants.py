@@ -109,7 +109,10 @@ def _rollback(before: Workflow, after: Workflow, decision: Decision) -> list[str
         found.append(f"{after.status.value} although replicas were changed")
     if after.status is WorkflowStatus.ROLLED_BACK and not before.status.terminal:
         changed = [r for r in after.replicas if r.stage >= 0]
-        left = [r.instance_id for r in changed if r.phase is not ReplicaPhase.RESTORED or r.observed_hash != r.previous_hash]
+        # Past the deadline a replica may have left the fleet for good: then nothing was observed of it.
+        late = before.status is WorkflowStatus.ROLLBACK_INCOMPLETE
+        here = [r for r in changed if not (late and r.phase is ReplicaPhase.FAILED and not r.observed_hash)]
+        left = [r.instance_id for r in here if r.phase is not ReplicaPhase.RESTORED or r.observed_hash != r.previous_hash]
         found += [f"rolled back without {name} being seen as recorded" for name in left]
     if after.status is WorkflowStatus.COMPLETED and not after.dry_run and before.status is WorkflowStatus.FINALIZING:
         left = [r.instance_id for r in after.replicas if r.phase is not ReplicaPhase.CONVERGED or r.observed_hash != r.desired_hash]

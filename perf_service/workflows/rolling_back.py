@@ -60,7 +60,7 @@ def rolling_back(draft: Draft, seen: Observation) -> None:
 
 
 def rollback_incomplete(draft: Draft, seen: Observation) -> None:
-    """Keeps trying; ROLLED_BACK in the end."""
+    """Keeps trying; ROLLED_BACK in the end. What has left the fleet since (deregistered, scaled away) can no longer be restored."""
     _restore(draft, seen)
     _finished(draft, seen)
 
@@ -74,19 +74,23 @@ def _restore(draft: Draft, seen: Observation) -> None:
         return  # what a replica runs now is not known, and neither would be whether it was restored
     for progress in changed_replicas(draft.workflow):
         state = seen.fleet.replica(progress.instance_id)
-        if state is None:
-            continue
         name = progress.instance_id
+        if state is None:
+            if _gone(draft.workflow, seen, progress) and (progress.phase is not ReplicaPhase.FAILED or progress.observed_hash):
+                left = replace(progress, phase=ReplicaPhase.FAILED, observed_hash="")
+                draft.replica(left, f"{name} has left the fleet: there is nothing to restore any more")
+            continue
         current = replace(progress, observed_hash=state.config_hash, generation=state.generation)
         restored = state.config_hash == progress.previous_hash and state.ready
         # The target must have taken the order to restore: an apply that it accepted before might not be visible yet.
-        if restored and progress.phase is ReplicaPhase.RESTORING and restore_id(draft.workflow, name) in seen.accepted:
+        if restored and progress.phase is ReplicaPhase.RESTORING and _taken(draft.workflow, name, seen):
             draft.replica(replace(current, phase=ReplicaPhase.RESTORED), f"{name} runs with its recorded configuration again")
         elif not restored and progress.phase is ReplicaPhase.RESTORED:
             draft.replica(replace(current, phase=ReplicaPhase.RESTORING), f"{name} is not as recorded after all")
     running = [r for r in changed_replicas(draft.workflow) if r.phase is ReplicaPhase.RESTORING]
     free = max(1, draft.workflow.policy.max_parallel_applies) - len(running)
-    waiting = [r for r in changed_replicas(draft.workflow) if r.phase not in (ReplicaPhase.RESTORING, ReplicaPhase.RESTORED)]
+    settled = (ReplicaPhase.RESTORING, ReplicaPhase.RESTORED)
+    waiting = [r for r in changed_replicas(draft.workflow) if r.phase not in settled and not _gone(draft.workflow, seen, r)]
     # Those that serve nothing first: restoring them costs no capacity.
     waiting.sort(key=lambda r: (_serves(seen, r), r.instance_id))
     for progress in waiting[: max(0, free)]:
@@ -94,13 +98,28 @@ def _restore(draft: Draft, seen: Observation) -> None:
     deadline = draft.workflow.phase_deadline or math.inf
     for progress in changed_replicas(draft.workflow):
         if progress.phase is ReplicaPhase.RESTORING:
-            op = restore_id(draft.workflow, progress.instance_id)
+            op = f"{restore_id(draft.workflow, progress.instance_id)}/{int(draft.now // SLOW_RETRY_SECONDS)}"
             draft.act(RestoreReplica(progress.instance_id, progress.previous_config, op, deadline))
 
 
 def restore_id(workflow: Workflow, instance_id: str) -> str:
-    """Id of the order to restore a replica: the same in every try."""
+    """Id of the order to restore a replica, without the number of the try.
+
+    A target does nothing more for an order that has failed there, so each `SLOW_RETRY_SECONDS` bring a new one: an engine that could not
+    be started (a port still taken, a full disk) gets its recorded configuration once it can be.
+    """
     return f"{workflow.workflow_id}/restore/{instance_id}"
+
+
+def _taken(workflow: Workflow, instance_id: str, seen: Observation) -> bool:
+    tries = f"{restore_id(workflow, instance_id)}/"
+    return any(op.startswith(tries) for op in seen.accepted)
+
+
+def _gone(workflow: Workflow, seen: Observation, progress: ReplicaProgress) -> bool:
+    """Whether a replica is taken for lost: missing past the rollback's deadline. A fleet must not stay claimed for its sake for ever."""
+    late = workflow.status is WorkflowStatus.ROLLBACK_INCOMPLETE
+    return late and seen.fleet is not None and seen.fleet.replica(progress.instance_id) is None
 
 
 def _serves(seen: Observation, progress: ReplicaProgress) -> bool:
@@ -110,10 +129,13 @@ def _serves(seen: Observation, progress: ReplicaProgress) -> bool:
 
 def _finished(draft: Draft, seen: Observation) -> bool:
     workflow = draft.workflow
-    if seen.fleet is None or any(r.phase is not ReplicaPhase.RESTORED for r in changed_replicas(workflow)):
+    here = [r for r in changed_replicas(workflow) if not _gone(workflow, seen, r)]
+    if seen.fleet is None or any(r.phase is not ReplicaPhase.RESTORED for r in here):
         return False
     foreign = foreign_changes(workflow, seen)
-    text = f"{len(changed_replicas(workflow))} replica(s) verified: configuration as recorded, and ready"
+    text = f"{len(here)} replica(s) verified: configuration as recorded, and ready"
+    if gone := [r.instance_id for r in changed_replicas(workflow) if r not in here]:
+        draft.emit(EventKind.WARNING, f"not restored, because no longer in the fleet: {listed(gone)}", reason="replica_gone")
     if foreign:
         draft.emit(EventKind.WARNING, f"left alone, changed by somebody else: {listed(foreign)}", reason="drift")
     draft.emit(EventKind.ROLLBACK_VERIFIED, text, outcome=workflow.outcome)

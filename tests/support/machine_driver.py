@@ -192,6 +192,9 @@ class Machine:
             if self.refuse is not None:
                 failures.append(replace(self.refuse, instance_id=action.instance_id))
                 continue
+            if action.instance_id not in self.configs:
+                failures.append(Problem(ErrorReason.INSTANCE_NOT_FOUND, "no such replica", True, action.instance_id))
+                continue
             self.accepted.add(action.op_id)
             desired = action.desired if isinstance(action, ApplyReplica) else action.recorded
             if self.configs[action.instance_id] != desired and not self.workflow.dry_run:

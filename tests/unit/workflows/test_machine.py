@@ -367,6 +367,30 @@ def test_an_unfinished_rollback_says_so_and_keeps_trying() -> None:
     assert machine.configs["r0"] == OLD
 
 
+def test_a_failed_restore_is_ordered_anew_under_another_id() -> None:
+    """A target answers a failed order with its failure for ever: only a new one makes it try again."""
+    machine = Machine.of(workflow())
+    machine.run(until=S.BAKING)
+    machine.command(Abort("ann"))
+    machine.refuse = Problem(ErrorReason.TARGET_APPLY_FAILED, "the port is taken", permanent=True)
+    orders = [{a.op_id for a in machine.step(30.0).actions} for _ in range(5)]
+    assert len(set.union(*orders)) > 1
+    assert machine.step(0.0).actions == machine.step(1.0).actions, "but the same one within a minute: nothing is done twice"
+    machine.refuse = None
+    assert machine.run().status is S.ROLLED_BACK
+
+
+def test_a_replica_that_left_the_fleet_does_not_claim_it_for_ever() -> None:
+    machine = Machine.of(workflow(), 2)
+    machine.run(until=S.BAKING)
+    machine.command(Abort("ann"))
+    del machine.configs["r0"]
+    machine.run(until=S.ROLLBACK_INCOMPLETE, seconds=200.0)
+    done = machine.run(seconds=60.0)
+    assert done.status is S.ROLLED_BACK
+    assert any(e.kind is EventKind.WARNING and "no longer in the fleet: r0" in e.message for e in machine.events)
+
+
 def test_the_bake_clock_stops_while_paused() -> None:
     machine = Machine.of(workflow())
     machine.run(until=S.BAKING)
