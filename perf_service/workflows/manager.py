@@ -13,14 +13,16 @@ from typing import Protocol
 
 from perf_service.collectors.fetch import Fetcher
 from perf_service.collectors.source import DirectScrape, MetricsSource
-from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgumentError, NotFoundError
+from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgumentError, NotFoundError, PerfServiceError, WrongStateError
 from perf_service.models.fleet import Fleet, Instance, TargetKind, TargetSpec
 from perf_service.models.metrics import Engine, Snapshot
+from perf_service.models.plan import Plan
 from perf_service.models.workflow import Event, EventKind, RolloutPolicy, Workflow, WorkflowRequest, WorkflowStatus
 from perf_service.storage.ports import Page, Store
 from perf_service.storage.store import SqlStore
 from perf_service.targets.base import Target
 from perf_service.targets.dry_run import DryRunTarget
+from perf_service.targets.missing import MissingTarget
 from perf_service.targets.registry import TargetPool
 from perf_service.workflows.draft import Draft
 from perf_service.workflows.machine import command
@@ -123,7 +125,8 @@ class WorkflowManager:
     async def start(self, request: WorkflowRequest) -> Workflow:
         """Create the workflow and return at once. The same `request_id` with the same request returns the earlier one.
 
-        Raises InvalidArgumentError, INSTANCE_NOT_FOUND, FLEET_NOT_FOUND, PLAN_NOT_FOUND, REQUEST_ID_REUSED, WORKFLOW_ACTIVE_ON_FLEET.
+        Raises InvalidArgumentError, INSTANCE_NOT_FOUND, FLEET_NOT_FOUND, PLAN_NOT_FOUND, PLAN_STALE, PLAN_EMPTY, REQUEST_ID_REUSED,
+        WORKFLOW_ACTIVE_ON_FLEET.
         """
         workflow = await self._new_workflow(request)
         draft = Draft(workflow, self._clock())
@@ -277,7 +280,7 @@ class WorkflowManager:
     async def _new_workflow(self, request: WorkflowRequest) -> Workflow:
         engine = _engine(request.instance_type)
         if request.plan_id:
-            plan = await self._store.get_plan(request.plan_id)
+            plan = _usable(await self._store.get_plan(request.plan_id), self._clock())
             if not request.instance_id and not request.fleet_id:
                 known = "" if plan.fleet_id else plan.instance_id
                 request = replace(request, fleet_id=plan.fleet_id, instance_id=known, instance_type=plan.engine.value)
@@ -319,11 +322,15 @@ class WorkflowManager:
         return None, instance or implied_instance(request.instance_id, engine)
 
     async def _scene(self, workflow: Workflow) -> Scene:
-        """The instances and the target that a workflow acts on, as they are registered now."""
+        """The instances and the target that a workflow acts on, as they are registered now.
+
+        A target that cannot be had any more (its options were spoilt, its directory is gone) is one that fails at every call: the rollout
+        is then held and undone like after any other trouble with a target, instead of standing still without a word.
+        """
         lone = workflow.fleet_id == workflow.instance_id
         instances: tuple[Instance, ...] = ()
         fleet: Fleet | None = None
-        with contextlib.suppress(NotFoundError):
+        with contextlib.suppress(NotFoundError, InvalidArgumentError):  # deleted, or without any instance by now
             fleet = await self._store.get_fleet(workflow.fleet_id)
             instances = await self._pipeline.members(workflow.fleet_id)
         if lone and not instances:
@@ -337,7 +344,10 @@ class WorkflowManager:
                 target = self._dry_runs[workflow.workflow_id] = DryRunTarget(workflow.fleet_id, instances, self._clock)
         else:
             owner = fleet or Fleet(workflow.fleet_id, workflow.engine, target=workflow.target)
-            target = await self._targets.get(owner, instances, spec=workflow.target)
+            try:
+                target = await self._targets.get(owner, instances, spec=workflow.target)
+            except PerfServiceError as error:
+                target = MissingTarget(error)
         return Scene(instances, target)
 
 
@@ -366,6 +376,16 @@ def check_policy(policy: RolloutPolicy) -> None:
         raise InvalidArgumentError("false_alarm_probability must lie between 0 and 1", field="policy.false_alarm_probability")
     if policy.slo_failures < 1 or policy.slo_window < policy.slo_failures:
         raise InvalidArgumentError("slo_failures must be 1 or more and not above slo_window", field="policy.slo_failures")
+
+
+def _usable(plan: Plan, now: float) -> Plan:
+    """The plan. Raises WrongStateError where a rollout of it would end at once."""
+    if plan.empty:
+        text = f"plan {plan.plan_id} changes nothing, so there is nothing to roll out: {plan.summary or 'read its advice'}"
+        raise WrongStateError(ErrorReason.PLAN_EMPTY, text, {"plan_id": plan.plan_id})
+    if plan.expires_at and now > plan.expires_at:
+        raise WrongStateError(ErrorReason.PLAN_STALE, f"plan {plan.plan_id} has expired: make a new one", {"plan_id": plan.plan_id})
+    return plan
 
 
 def _checked(request: WorkflowRequest) -> WorkflowRequest:

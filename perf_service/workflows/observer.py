@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from perf_service.models.config import ConfigChange
-from perf_service.models.errors import ErrorReason, PerfServiceError, TargetError
+from perf_service.models.errors import ErrorReason, PerfServiceError, StoreError, TargetError
 from perf_service.models.fleet import Instance
 from perf_service.models.plan import Plan
 from perf_service.models.workflow import StageSample, Workflow, WorkflowStatus
@@ -129,6 +129,8 @@ class Observer:
         wanted = {change.parameter: change.recommended_value for change in changes}
         try:
             _, _, effects = await self._pipeline.predict_for(instances, changes=wanted, start=start, end=now)
+        except StoreError:
+            raise  # a hypothesis that is there must not be lost: without it the gates would take an expected loss for harm
         except PerfServiceError:
             return None
         return Plan(engine=workflow.engine, changes=tuple(changes), effects=effects)

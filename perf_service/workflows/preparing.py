@@ -42,6 +42,10 @@ def collecting(draft: Draft, seen: Observation) -> None:
         waited = draft.now - (workflow.phase_started_at or draft.now)
         if problem and (problem.permanent or waited >= UNREACHABLE_SECONDS):
             draft.move(WorkflowStatus.FAILED, f"no metrics could be collected: {problem.message}", reason=problem.reason)
+        elif _late(draft):
+            draft.move(
+                WorkflowStatus.FAILED, "no metrics could be collected: there is nothing to scrape", reason=ErrorReason.NOT_ENOUGH_DATA
+            )
         return
     if not _covered(draft, seen):
         return

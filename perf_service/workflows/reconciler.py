@@ -123,7 +123,9 @@ class Reconciler:
         try:
             while (lease := await self._store.acquire_lease(self.owner, self._ttl)) is not None:
                 if lease.workflow_id in self._runs:
-                    return  # our own, expired while its task was late: the task renews it
+                    # Our own, expired while its task was late. The task now finds its fence too low and ends; the next round begins anew.
+                    await self._store.release_lease(lease)
+                    return
                 task = asyncio.create_task(self._drive_leased(lease), name=f"workflow {lease.workflow_id}")
                 self._runs[lease.workflow_id] = task
                 task.add_done_callback(partial(self._forget, lease.workflow_id))
@@ -158,16 +160,15 @@ class Reconciler:
                     async with self._ticks:
                         workflow, again = await self.tick(run)
                     backoff = 0.1
+                    if workflow.status.terminal:
+                        return workflow
+                    if not again:
+                        await self._sleep(workflow)
                 except StoreError as error:
                     # Without a store nothing is known and nothing may be done.
                     _log.warning("workflow %s waits for the store: %s", lease.workflow_id, error.message)
                     await asyncio.sleep(backoff)
                     backoff = min(MAX_BACKOFF_SECONDS, backoff * 2)
-                    continue
-                if workflow.status.terminal:
-                    return workflow
-                if not again:
-                    await self._sleep(workflow)
         finally:
             beat.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -14,6 +14,7 @@ from perf_service.models.config import ConfigChange
 from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgumentError, NotFoundError, PerfServiceError, WrongStateError
 from perf_service.models.fleet import Fleet, Instance
 from perf_service.models.metrics import Engine
+from perf_service.models.plan import Plan
 from perf_service.models.workflow import EventKind, WorkflowRequest, WorkflowStatus
 from perf_service.storage.store import SqlStore
 from perf_service.workflows.manager import WorkflowManager
@@ -163,6 +164,24 @@ async def test_start_is_idempotent_and_one_rollout_a_fleet(manager: WorkflowMana
 async def test_bad_requests_start_nothing(manager: WorkflowManager, wrong: WorkflowRequest, error: type[Exception]) -> None:
     with pytest.raises(error):
         await manager.start(wrong)
+    assert not (await manager.list()).items
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (Plan(Engine.VLLM, plan_id="p", instance_id="a", summary="add a replica"), ErrorReason.PLAN_EMPTY),
+        (
+            Plan(Engine.VLLM, plan_id="p", instance_id="a", changes=(ConfigChange("max_num_seqs", 2, 64),), expires_at=1.0),
+            ErrorReason.PLAN_STALE,
+        ),
+    ],
+)
+async def test_a_plan_that_cannot_be_rolled_out_is_refused_at_the_start(manager: WorkflowManager, plan: Plan, reason: ErrorReason) -> None:
+    await manager.store.add_plan(plan)
+    with pytest.raises(WrongStateError) as caught:
+        await manager.start(WorkflowRequest(plan_id="p"))
+    assert caught.value.reason is reason
     assert not (await manager.list()).items
 
 
