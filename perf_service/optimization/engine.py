@@ -232,9 +232,7 @@ class OptimizationEngine:
             current_config=at.config,
             proposed_config=proposed,
             diff=render.unified_diff(changes, at.engine, catalogue=self._catalogue),
-            command_line=render.command_line(
-                proposed, at.engine, model=analysis.model_name, version=at.version, catalogue=self._catalogue
-            ),
+            command_line=render.command_line(proposed, at.engine, model=analysis.model_name, version=at.version, catalogue=self._catalogue),
             baseline=baseline,
             prediction=prediction,
             effects=effects,
@@ -301,9 +299,7 @@ def _in_words(change: ConfigChange) -> str:
     return f"{change.parameter} {present} -> {change.recommended_value}"
 
 
-def _summary(
-    chosen: Sequence[Optimization], changes: Sequence[ConfigChange], advice: Sequence[Optimization], at: Situation
-) -> str:
+def _summary(chosen: Sequence[Optimization], changes: Sequence[ConfigChange], advice: Sequence[Optimization], at: Situation) -> str:
     if changes:
         what = ", ".join(_in_words(c) for c in changes)
         return f"{what}. Boot check: no conflict known for {at.engine.value}{' ' + at.version if at.version else ''}."
