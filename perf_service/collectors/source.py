@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -84,6 +85,21 @@ class SharedScrape:
         self._running.pop(key, None)
         if not task.cancelled():
             task.exception()  # retrieved here too, for a task whose callers have all gone
+
+
+def unpacked(page: bytes, name: str, limit: int = DEFAULT_MAX_BODY_BYTES) -> bytes:
+    """The page itself where it is gzip, else as it is. Raises CollectError: BODY_NOT_METRICS where the gzip is damaged, BODY_TOO_LARGE."""
+    if page[:2] != b"\x1f\x8b":
+        return page
+    try:
+        # One byte beyond the limit is enough to know; a small file can unpack to gigabytes.
+        with gzip.GzipFile(fileobj=io.BytesIO(page)) as packed:
+            text = packed.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged: {error}.") from error
+    if len(text) > limit:
+        raise body_too_large(limit)
+    return text
 
 
 class ImportedText:
@@ -220,14 +236,4 @@ def _read_file(path: Path, limit: int) -> bytes:
         raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{path} cannot be read: {error.strerror or error}.") from error
     if len(data) > limit:
         raise body_too_large(limit)
-    if data[:2] != b"\x1f\x8b":
-        return data
-    try:
-        # One byte beyond the limit is enough to know; a small file can unpack to gigabytes.
-        with gzip.open(path) as packed:
-            data = packed.read(limit + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{path} is damaged: {error}.") from error
-    if len(data) > limit:
-        raise body_too_large(limit)
-    return data
+    return unpacked(data, str(path), limit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.collectors.dialects import detect_engine
-from perf_service.collectors.source import ImportedText, MetricsSource
+from perf_service.collectors.source import ImportedText, MetricsSource, unpacked
 from perf_service.collectors.window import windows_of
 from perf_service.models.analysis import Analysis
 from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
@@ -88,11 +88,12 @@ class Pipeline:
     async def import_page(
         self, instance_id: str, page: bytes, *, engine: Engine | None = None, collected_at: float | None = None
     ) -> Snapshot:
-        """Keep the snapshot of a page that somebody else fetched.
+        """Keep the snapshot of a page that somebody else fetched, plain or gzip.
 
         Of an instance that is not registered the engine is told or read off the page. `collected_at` in unix seconds; None: now.
         Raises CollectError (BODY_*, ENGINE_UNKNOWN, ENGINE_MISMATCH).
         """
+        page = unpacked(page, "The imported page")
         try:
             instance = await self.store.get_instance(instance_id)
         except NotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import sqlite3
 import time
 from pathlib import Path
@@ -100,6 +101,7 @@ async def test_bad_pages_are_refused_and_nothing_is_stored(remote: Remote) -> No
         b"   \n": "BODY_EMPTY",
         b"<!doctype html><html><body>404</body></html>": "BODY_NOT_METRICS",
         b"\x00\x01\x02\xff\xfe" * 50: "BODY_NOT_METRICS",
+        gzip.compress(b"vllm:num_requests_running 3\n" * 50)[:40]: "BODY_NOT_METRICS",
         b'sglang:num_running_reqs{model_name="m"} 3\nsglang:num_queue_reqs{model_name="m"} 0\n': "ENGINE_MISMATCH",
     }
     for page, reason in pages.items():
@@ -107,6 +109,17 @@ async def test_bad_pages_are_refused_and_nothing_is_stored(remote: Remote) -> No
         assert (told.code, told.reason) == (STATE, reason), page
     listed = await remote.collect.ListSnapshots(collect_service_pb2.ListSnapshotsRequest(instance_id=name))
     assert not listed.snapshots
+
+
+async def test_a_page_is_imported_packed_as_well_as_plain(remote: Remote) -> None:
+    name = (await remote.fleet(replicas=1))[0]
+    page = b'vllm:num_requests_running{model_name="m"} 3\nvllm:num_requests_waiting{model_name="m"} 0\n'
+    plain, packed = [
+        (await remote.collect.ImportMetrics(collect_service_pb2.ImportMetricsRequest(instance_id=name, page=body))).snapshot
+        for body in (page, gzip.compress(page))
+    ]
+    assert packed.gauges == plain.gauges
+    assert len(packed.gauges) == 2
 
 
 async def test_an_engine_that_does_not_answer_says_so(remote: Remote) -> None:
