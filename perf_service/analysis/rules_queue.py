@@ -195,7 +195,7 @@ def budget_evidence(facts: Facts) -> tuple[Evidence, ...]:
                     "estimate",
                     estimate,
                     f"Prompts of {prompt:.0f} tokens are prefilled about {facts.prefill_occupancy:.2f} at a time: "
-                    f"that fits a budget of about {max(estimate, 1):.0f} tokens per step.",
+                    f"that fits a budget of {_estimate_text(estimate, prompt)} tokens per step.",
                     threshold=t.BUDGET_LARGE_ENOUGH.value,
                     unit="tokens",
                     against=not small,
@@ -206,6 +206,12 @@ def budget_evidence(facts: Facts) -> tuple[Evidence, ...]:
         ),
         *saturation_evidence(facts),
     )
+
+
+def _estimate_text(estimate: float, prompt: float) -> str:
+    """An occupancy tells the budget to some percent of a prompt; below that only that it is small."""
+    least = 0.05 * prompt
+    return f"about {estimate:.0f}" if estimate >= least else f"less than {max(least, 1):.0f}"
 
 
 def saturation_evidence(facts: Facts) -> tuple[Evidence, ...]:

@@ -23,7 +23,7 @@ def _status(window: Window, target: SLOTarget) -> SLOStatus:
     hist = target.histogram
     if hist is None:
         return _rate_status(window, target)
-    source = next((h for h in (hist, *_SUBSTITUTES.get(hist, ())) if window.count(h) > 0), None)
+    source = next((h for h in (hist, *_SUBSTITUTES.get(hist, ())) if window.count(h) > 0 and not _only_first_tokens(window, h)), None)
     if source is None:
         return _not_measured(target, f"{target.base_metric} was not measured in this window.")
     if target.objective_ratio is not None:
@@ -48,6 +48,11 @@ def _status(window: Window, target: SLOTarget) -> SLOStatus:
         high=quantile.high,
         kind=quantile.kind,
     )
+
+
+def _only_first_tokens(window: Window, hist: Hist) -> bool:
+    """Answers of one token count in the time per token, with 0 seconds: they have no time between tokens to judge."""
+    return hist in _SUBSTITUTES and window.mean(hist) == 0
 
 
 def _quantile_met(target: SLOTarget, kind: QuantileKind, low: float, high: float, value: float) -> bool:

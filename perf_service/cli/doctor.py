@@ -14,7 +14,7 @@ from perf_service.cli.console import Output, OutputOption, out, working
 from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, spaced
 from perf_service.cli.settings_text import parse_settings
 from perf_service.models.config import EngineConfig, KnobValue
-from perf_service.models.errors import ErrorReason, InvalidArgumentError
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
 from perf_service.models.metrics import Engine, IssueCode
 from perf_service.models.slo import SLOTarget, parse_slo
 
@@ -105,6 +105,13 @@ def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: Engi
 
     # Where no page tells its engine, reading the first one raises and says why.
     found = engine or next(filter(None, (detect_engine(p.body) for p in pages)), None) or snapshot_of(pages[0].body, _ID).engine
+    for page in pages:
+        other = detect_engine(page.body)
+        if other not in (None, found):
+            why = "--engine says" if engine else "the pages before it are of"
+            raise CollectError(
+                ErrorReason.ENGINE_MISMATCH, f"{page.name} is a page of {other}, {why} {found}: give the pages of one engine at a time"
+            )
     # One builder for all pages: its parser remembers the series of the earlier ones.
     builder = SnapshotBuilder(found)
     snapshots = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages]

@@ -33,6 +33,18 @@ def test_absent_is_not_measured() -> None:
     assert (status.state, status.current_value, status.compliant) == (SLOState.NOT_MEASURED, None, False)
 
 
+def test_answers_of_one_token_have_no_time_between_tokens() -> None:
+    """vLLM counts them in the time per output token, with 0 s."""
+
+    def window(total: float) -> Window:
+        return Window(
+            "w", Engine.VLLM, 0.0, 1.0, 1.0, 2, histograms={Hist.TPOT_SECONDS: Histogram(10.0, total, BOUNDS, (10.0, 10.0, 10.0))}
+        )
+
+    assert [one(window(0.0), name, 0.05).state for name in ("itl", "tpot", "itl_p95")] == [SLOState.NOT_MEASURED] * 3
+    assert one(window(0.2), "itl", 0.05).state is SLOState.MET
+
+
 def test_quantile_below_the_lowest_bound_is_met_when_the_bound_is() -> None:
     assert one(win(100, 0, 0, 0), "ttft_p95", 0.1).compliant
     status = one(win(100, 0, 0, 0), "ttft_p95", 0.05)

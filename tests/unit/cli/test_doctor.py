@@ -220,6 +220,21 @@ def test_pages_of_a_server_that_was_not_up_yet_are_passed_over(doctor: Doctor, t
     assert result["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
 
 
+@pytest.mark.parametrize(("options", "why"), [((), "the pages before it are of vllm"), (("--engine", "vllm"), "--engine says vllm")])
+def test_a_page_of_another_engine_is_named(doctor: Doctor, tmp_path: Path, options: tuple[str, ...], why: str) -> None:
+    shutil.copy(BAD / "017.prom.gz", tmp_path / "1.prom.gz")
+    (tmp_path / "2.prom").write_text('sglang:num_running_reqs{model_name="m"} 3\n')
+    code, _, err = doctor(tmp_path, *options)
+    assert code == 1
+    assert f"2.prom is a page of sglang, {why}" in err
+
+
+def test_a_small_step_budget_is_not_told_finer_than_it_is_known(doctor: Doctor) -> None:
+    _, out, _ = doctor(CAPTURES / "d_prefill_bad_r2", "-o", "json")
+    texts = [e["text"] for b in strict_json(out)["analysis"]["bottlenecks"] for e in b["evidence"] if e["metric"] == "token_budget"]
+    assert texts[0].endswith("that fits a budget of less than 74 tokens per step.")
+
+
 def test_pages_without_any_metric_are_refused(doctor: Doctor, tmp_path: Path) -> None:
     for name in ("a.prom", "b.prom"):
         (tmp_path / name).write_text("python_info 1\n")
