@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ __all__ = ["INDEX", "SavedPage", "is_url", "read_page", "read_pages", "spaced"]
 INDEX = "scrapes.jsonl"
 _SUFFIXES = (".prom", ".prom.gz", ".txt", ".txt.gz", ".metrics", ".metrics.gz")
 _GZIP = b"\x1f\x8b"
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d{1,5}(/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ def read_pages(arguments: Sequence[str]) -> list[SavedPage]:
         elif path.exists():
             pages.append(SavedPage(argument, read_page(path), None))
         else:
-            raise InvalidArgumentError(f"there is no file or directory {argument!r}", field="PAGE")
+            hint = f"; for a URL write http://{argument}" if _HOST_AND_PORT.match(argument) else ""
+            raise InvalidArgumentError(f"there is no file or directory {argument!r}{hint}", field="PAGE")
     return pages
 
 

@@ -121,8 +121,9 @@ def listing(headers: Sequence[str], rows: Iterable[Sequence[str]], next_page_tok
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    for header in headers:
-        table.add_column(header, overflow="fold")
+    for index, header in enumerate(headers):
+        # The first column is the id: broken over two lines it could not be copied.
+        table.add_column(header, overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     if not table.row_count:

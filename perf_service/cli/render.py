@@ -113,7 +113,9 @@ def _verdict(verdict: Verdict, recommendation: str) -> str:
 
 
 def _objectives(statuses: Iterable[SLOStatus]) -> Table:
-    table = plain_table("objective", "measured", "", "where the time went")
+    statuses = tuple(statuses)
+    missed = any(s.phases is not None and s.state is SLOState.MISSED for s in statuses)
+    table = plain_table("objective", "measured", "", "where the time went" if missed else "")
     styles = {SLOState.MET: "green", SLOState.MISSED: "red", SLOState.NOT_MEASURED: "dim"}
     for status in statuses:
         name = status.target.base_metric if status.target.histogram else status.target.metric_name
@@ -124,7 +126,7 @@ def _objectives(statuses: Iterable[SLOStatus]) -> Table:
         if status.phases is not None and status.state is SLOState.MISSED:
             parts = {"queue": status.phases.queue_ratio, "prefill": status.phases.prefill_ratio,
                      "decode": status.phases.decode_ratio, "preemption": status.phases.preemption_ratio}  # fmt: skip
-            phases = ", ".join(f"{phase} {100 * share:.0f} %" for phase, share in parts.items() if share >= 0.01)
+            phases = ", ".join(f"{phase} {share:.0%}" for phase, share in parts.items() if share >= 0.01)
         measured = amount(name, status.current_value)
         table.add_row(goal, measured, Text(title_of(status.state), style=styles[status.state]), phases)
     return table

@@ -68,7 +68,10 @@ def start(
     change: Annotated[list[str] | None, typer.Option("--change", help="Roll out this change instead, e.g. max_num_seqs=64.")] = None,
     approval: Annotated[bool, typer.Option("--approval/--no-approval", help="Wait for a person before the first change.")] = True,
     stages: Annotated[str, typer.Option("--stages", help="Cumulative percent of the replicas, e.g. 10,50,100.")] = "",
-    bake: Annotated[float | None, typer.Option("--bake", min=0, help="Seconds that each stage is watched.")] = None,
+    bake: Annotated[
+        float | None,
+        typer.Option("--bake", min=0, help="Seconds to measure before, and to watch each stage (default 300)."),
+    ] = None,
     warmup: Annotated[float | None, typer.Option("--warmup", min=0, help="Seconds after a restart that do not count.")] = None,
     sample_interval: Annotated[float | None, typer.Option("--sample-interval", min=0.1, help="Seconds between two samples.")] = None,
     min_requests: Annotated[int | None, typer.Option("--min-requests", min=0, help="Requests that a stage must have seen.")] = None,

@@ -18,7 +18,7 @@ from perf_service.cli.client import Server, connect, error_of
 from perf_service.cli.console import complain, out
 from perf_service.cli.watch_view import WatchState, event_line, exit_code, outcome_table, picture
 from perf_service.models.errors import ErrorReason, PerfServiceError
-from perf_service.models.workflow import WorkflowStatus
+from perf_service.models.workflow import EventKind, WorkflowStatus
 from perf_service.rpc.convert.workflow import WORKFLOW, event_from_proto
 from perf_service.v1 import workflow_service_pb2 as pb
 from perf_service.v1.workflow_service_pb2_grpc import WorkflowServiceStub
@@ -42,6 +42,7 @@ class _Watcher:
         self.live = console.is_terminal and not as_json
         self.state: WatchState | None = None
         self.outcome = True  # whether the end shows predicted against realised
+        self.told = 0  # sequence number that the first snapshot stood at
         self.notice = ""
         self.lost_at: float | None = None
 
@@ -52,12 +53,17 @@ class _Watcher:
         parts: list[RenderableType] = [picture(self.state, now=time.time())]
         workflow = self.state.workflow
         if workflow.status is WorkflowStatus.AWAITING_APPROVAL:
-            parts.append(Text(f"  approve:  perf-service rollout approve {workflow.workflow_id}", style="magenta"))
+            parts.append(Text(f"  {self.approval_hint}", style="magenta"))
         if self.outcome and workflow.outcome is not None and workflow.status.terminal:
             parts.append(outcome_table(workflow.outcome))
         if self.notice:
             parts.append(Text(f"  {self.notice}", style="yellow"))
         return Group(*parts)
+
+    @property
+    def approval_hint(self) -> str:
+        """What to type next."""
+        return f"approve it:  perf-service rollout approve {self.workflow_id}"
 
     def once(self) -> bool:
         """Watch over one connection. True when the rollout has ended; grpc.RpcError when the connection has."""
@@ -82,7 +88,11 @@ class _Watcher:
             workflow = WORKFLOW.from_proto(update.snapshot)
             if self.state is None:
                 self.state = WatchState(workflow)
+                self.say(f"{workflow.workflow_id} over {workflow.fleet_id or workflow.instance_id}")
                 self.say(f"     {workflow.status:<18} {'snapshot':<18} {workflow.message}".rstrip())
+                self.told = workflow.last_sequence
+                if workflow.status is WorkflowStatus.AWAITING_APPROVAL:
+                    self.say(f"     {self.approval_hint}")
             else:
                 self.state.replace(workflow)
         elif update.HasField("event") and self.state is not None:
@@ -90,6 +100,9 @@ class _Watcher:
             self.state.apply(event)
             self.after_sequence = event.sequence
             self.say(event_line(event))
+            # Events up to the snapshot are history: what they asked for may have been answered long ago.
+            if event.kind is EventKind.APPROVAL_REQUESTED and event.sequence > self.told:
+                self.say(f"     {self.approval_hint}")
 
     def say(self, line: str) -> None:
         """A line for a log; the live display needs none."""

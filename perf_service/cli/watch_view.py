@@ -224,7 +224,7 @@ def outcome_table(outcome: Outcome) -> RenderableType:
     """Predicted against realised, metric by metric."""
     from perf_service.cli.render import plain_table
 
-    table = plain_table("metric", "before", "after", "realised", "predicted", "interval", "inside")
+    table = plain_table("metric", "before", "after", "realised", "predicted", "interval", "held")
     for effect in outcome.effects:
         inside = {True: Text("✔", "green"), False: Text("✖", "yellow"), None: Text("")}[effect.within_prediction]
         bounds = ""

@@ -178,10 +178,13 @@ def test_a_rollout_waits_for_approval_and_is_watched_to_its_end(cli: Cli, start:
         if status == "WORKFLOW_STATUS_AWAITING_APPROVAL":
             break
     assert status == "WORKFLOW_STATUS_AWAITING_APPROVAL"
+    assert workflow_id in cli("rollout", "list")[1].split()  # in one piece, to be copied
     assert "paused" in ok(cli("rollout", "pause", workflow_id, "--by", "ann"))
     ok(cli("rollout", "resume", workflow_id))
     ok(cli("rollout", "approve", workflow_id, "--by", "ann", "--reason", "as planned"))
     lines = ok(cli("rollout", "watch", workflow_id)).splitlines()
+    assert lines[0] == f"{workflow_id} over walk"
+    assert not any("rollout approve" in line for line in lines)  # decided before the watch began
     assert any("approved by ann" in line for line in lines)
     sequences = [int(found[1]) for line in lines if (found := re.match(r" *(\d+) [a-z]", line))]
     assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))

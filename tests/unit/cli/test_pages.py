@@ -69,6 +69,8 @@ def test_a_directory_without_index_goes_by_name_and_knows_no_time(tmp_path: Path
 def test_what_is_not_there_is_bad_usage(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no file or directory"):
         read_pages([str(tmp_path / "nothing.prom")])
+    with pytest.raises(InvalidArgumentError, match=r"for a URL write http://127\.0\.0\.1:8000$"):
+        read_pages(["127.0.0.1:8000"])
 
 
 @pytest.mark.parametrize(
