@@ -25,7 +25,7 @@ from perf_service.collectors.fetch import Fetcher
 from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape, SharedScrape
 from perf_service.collectors.transport import NetworkPolicy
-from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError, StoreError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
 from perf_service.rpc.context import ServerLimits, Services, SettingView
@@ -242,7 +242,11 @@ class App:
                 return found
 
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
-        await self.store.add_snapshot(replace(snapshot, snapshot_id=random_id("snap")))
+        try:
+            await self.store.add_snapshot(replace(snapshot, snapshot_id=random_id("snap")))
+        except StoreError as error:
+            # The store's trouble, not the engine's: its scrapes need no back-off.
+            _log.warning("snapshot not kept", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
 
     async def _failed(self, instance: Instance, error: CollectError) -> None:
         _log.warning("scrape failed", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
@@ -276,17 +280,22 @@ def server_options(settings: Settings) -> ServerOptions:
 def configure_logging(settings: Settings) -> None:
     """One line for each event, on standard error, with what was bound to the call."""
     level = getattr(logging, settings.log_level.upper())
-    # Libraries (migrations, HTTP) tell every step at INFO, which is nobody's concern here.
-    logging.basicConfig(level=max(level, logging.WARNING), format="%(levelname)s %(name)s %(message)s")
     renderer: Any = structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    # The lower floors and the libraries log the standard way: the same lines come of it. Libraries tell every step at INFO, which is
+    # nobody's concern here.
+    handler = logging.StreamHandler(sys.stderr)
+    ends: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer]
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name], processors=ends)
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,

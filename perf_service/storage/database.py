@@ -1,13 +1,15 @@
 """One database: connections, threads and transactions. `await db.read(fn)` and `await db.write(fn)` each run `fn(connection)` in one.
 
 Writers of one process queue in one thread (SQLite has one writer anyway, and its own waiting is neither fair nor prompt); other
-processes are waited for with a bound. A cancelled caller does not cancel its transaction: it is committed or rolled back as a whole.
+processes are waited for with a bound, and so is one's turn: while the store is locked or gone, callers are told so instead of piling up.
+A cancelled caller does not cancel its transaction: it is committed or rolled back as a whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -18,11 +20,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.pool import StaticPool
 
 from perf_service.models.errors import ErrorReason, InvalidArgumentError, StoreError
-from perf_service.storage.errors import TRANSIENT_SQLSTATES, sqlstate, translate
+from perf_service.storage.errors import TRANSIENT_SQLSTATES, describe, sqlstate, translate
 
 T = TypeVar("T")
 
 _EXAMPLES: Final = "sqlite:///perf-service.db, sqlite:// (in memory) or postgresql+psycopg://user@host/database"
+_LEAST_TURN_SECONDS: Final = 5.0  # a loaded host may keep a sound store busy for seconds
 _ATTEMPTS: Final = 3  # of a transaction that PostgreSQL gave up for another's sake
 
 
@@ -104,7 +107,22 @@ class Database:
     async def _submit(self, executor: ThreadPoolExecutor, work: Callable[[Connection], T], *, writing: bool) -> T:
         if self._closed:
             raise StoreError(ErrorReason.STORE_UNAVAILABLE, "the store has been closed: the service is shutting down")
-        return await asyncio.get_running_loop().run_in_executor(executor, lambda: self.transact(work, writing=writing))
+        asked = time.monotonic()
+        limit = max(_LEAST_TURN_SECONDS, 2.0 * self.lock_timeout_seconds)
+
+        def in_turn() -> T:
+            waited = time.monotonic() - asked
+            if waited > limit:
+                raise StoreError(
+                    ErrorReason.STORE_UNAVAILABLE,
+                    f"{describe(self.url)} was busy with earlier calls for {waited:.0f} s, so this one was not begun. Try again; if it "
+                    "lasts, look for what locks or slows down the store.",
+                    {"store": describe(self.url), "waited_seconds": f"{waited:.1f}"},
+                    retry_after_seconds=1.0,
+                )
+            return self.transact(work, writing=writing)
+
+        return await asyncio.get_running_loop().run_in_executor(executor, in_turn)
 
     def transact(self, work: Callable[[Connection], T], *, writing: bool) -> T:
         """The same, here and now, for opening the store and for tools. `work` may run again after a deadlock: it has no other effects."""

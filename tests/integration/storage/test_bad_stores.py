@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,22 @@ async def test_a_locked_store_is_waited_for_and_then_reported(path: Path, opened
     assert info.value.reason is ErrorReason.STORE_UNAVAILABLE
     assert info.value.retry_after_seconds
     assert (await store.list_fleets()).items == (), "readers do not wait for a writer"
+    intruder.execute("ROLLBACK")
+    await store.create_fleet(build.fleet())
+
+
+async def test_callers_do_not_pile_up_behind_a_locked_store(
+    path: Path, opened: Opener, intruder: sqlite3.Connection, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perf_service.storage.database._LEAST_TURN_SECONDS", 0.3)
+    store = opened(f"sqlite:///{path}", lock_timeout_seconds=0.2)
+    intruder.execute("BEGIN IMMEDIATE")
+    begun = time.monotonic()
+    results = await asyncio.gather(*(store.create_fleet(build.fleet(f"f{i}")) for i in range(40)), return_exceptions=True)
+    assert time.monotonic() - begun < 4, "40 times the lock's time-out are 8 s"
+    texts = [str(r) for r in results if isinstance(r, StoreError) and r.reason is ErrorReason.STORE_UNAVAILABLE and r.retry_after_seconds]
+    assert len(texts) == 40
+    assert "was busy with earlier calls" in texts[-1]
     intruder.execute("ROLLBACK")
     await store.create_fleet(build.fleet())
 
