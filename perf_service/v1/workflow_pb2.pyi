@@ -1096,7 +1096,7 @@ class Workflow(_message.Message):
 
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageSample]:
-        """Samples of the present stage."""
+        """Samples of the present stage, the newest 1000 at most. Empty in ListWorkflows."""
 
     @_builtins.property
     def approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Approval]:

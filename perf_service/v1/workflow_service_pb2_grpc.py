@@ -138,7 +138,7 @@ class WorkflowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkflows(self, request, context):
-        """Lists the workflows, newest first.
+        """Lists the workflows, newest first. Without their `samples`, which would make a page too large: GetWorkflow gives them.
 
         Idempotent: reads only.
 
@@ -210,7 +210,7 @@ class WorkflowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeWorkflow(self, request, context):
-        """Lets a paused or held workflow go on, after fresh samples.
+        """Lets a paused workflow go on, after fresh samples. A held one goes on by itself once what holds it is over, or by PromoteWorkflow.
 
         Idempotent by request_id.
 

@@ -69,7 +69,7 @@ class WorkflowServiceStub:
      - WORKFLOW_NOT_FOUND: correct the id.
     """
     ListWorkflows: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.ListWorkflowsRequest, _workflow_service_pb2.ListWorkflowsResponse]
-    """Lists the workflows, newest first.
+    """Lists the workflows, newest first. Without their `samples`, which would make a page too large: GetWorkflow gives them.
 
     Idempotent: reads only.
 
@@ -121,7 +121,7 @@ class WorkflowServiceStub:
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ResumeWorkflow: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.ResumeWorkflowRequest, _workflow_service_pb2.ResumeWorkflowResponse]
-    """Lets a paused or held workflow go on, after fresh samples.
+    """Lets a paused workflow go on, after fresh samples. A held one goes on by itself once what holds it is over, or by PromoteWorkflow.
 
     Idempotent by request_id.
 
@@ -193,7 +193,7 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
      - WORKFLOW_NOT_FOUND: correct the id.
     """
     ListWorkflows: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.ListWorkflowsRequest, _workflow_service_pb2.ListWorkflowsResponse]  # type: ignore[assignment]
-    """Lists the workflows, newest first.
+    """Lists the workflows, newest first. Without their `samples`, which would make a page too large: GetWorkflow gives them.
 
     Idempotent: reads only.
 
@@ -245,7 +245,7 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ResumeWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.ResumeWorkflowRequest, _workflow_service_pb2.ResumeWorkflowResponse]  # type: ignore[assignment]
-    """Lets a paused or held workflow go on, after fresh samples.
+    """Lets a paused workflow go on, after fresh samples. A held one goes on by itself once what holds it is over, or by PromoteWorkflow.
 
     Idempotent by request_id.
 
@@ -332,7 +332,7 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workflow_service_pb2.ListWorkflowsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.ListWorkflowsResponse, _abc.Awaitable[_workflow_service_pb2.ListWorkflowsResponse]]:
-        """Lists the workflows, newest first.
+        """Lists the workflows, newest first. Without their `samples`, which would make a page too large: GetWorkflow gives them.
 
         Idempotent: reads only.
 
@@ -414,7 +414,7 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _workflow_service_pb2.ResumeWorkflowRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workflow_service_pb2.ResumeWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.ResumeWorkflowResponse]]:
-        """Lets a paused or held workflow go on, after fresh samples.
+        """Lets a paused workflow go on, after fresh samples. A held one goes on by itself once what holds it is over, or by PromoteWorkflow.
 
         Idempotent by request_id.
 

@@ -59,7 +59,9 @@ class WorkflowServicer(pb_grpc.WorkflowServiceServicer):
             page_size=request.page_size or 50,
             page_token=request.page_token,
         )
-        return pb.ListWorkflowsResponse(workflows=map(WORKFLOW.to_proto, page.items), next_page_token=page.next_page_token)
+        # A page of long rollouts with all their samples would exceed what clients receive by default (4 MiB).
+        items = (WORKFLOW.to_proto(replace(workflow, samples=())) for workflow in page.items)
+        return pb.ListWorkflowsResponse(workflows=items, next_page_token=page.next_page_token)
 
     async def WatchWorkflow(self, request: pb.WatchWorkflowRequest, context: Any) -> AsyncIterator[pb.WatchWorkflowResponse]:
         workflow, cursor = await self._s.manager.get(request.workflow_id), request.after_sequence

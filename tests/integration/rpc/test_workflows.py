@@ -219,6 +219,9 @@ async def test_a_reader_that_stops_reading_misses_nothing(remote: Remote, fleet:
             await asyncio.sleep(0.02)
         rest = [update async for update in updates]
     assert [u.event.sequence for u in rest if u.HasField("event")] == list(range(1, final.last_sequence + 1))
+    (listed,) = (await remote.workflows.ListWorkflows(workflow_service_pb2.ListWorkflowsRequest())).workflows
+    assert (listed.last_sequence, len(listed.samples)) == (final.last_sequence, 0)
+    assert final.samples
 
 
 async def test_a_workflow_needs_something_to_act_on(remote: Remote) -> None:
