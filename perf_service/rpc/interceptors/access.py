@@ -73,6 +73,7 @@ class Audit(Interceptor):
         if not method.mutating:
             return await proceed(request)
         result = ErrorReason.INTERNAL.value
+        who = principal() or getattr(request, "principal", "") or context.peer()  # the call may be gone when the handler ends
         try:
             response = await proceed(request)
             result = "OK"
@@ -81,12 +82,12 @@ class Audit(Interceptor):
             result = error.reason.value
             raise
         finally:
-            await self._write(method, request, context, result)
+            await self._write(method, request, who, result)
 
-    async def _write(self, method: Method, request: Any, context: Context, result: str) -> None:
+    async def _write(self, method: Method, request: Any, who: str, result: str) -> None:
         entry = AuditEntry(
             at=self._clock(),
-            principal=principal() or getattr(request, "principal", "") or context.peer(),
+            principal=who,
             method=method.path,
             resource=_resource(request),
             request_id=getattr(request, "request_id", ""),

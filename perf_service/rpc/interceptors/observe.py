@@ -70,6 +70,8 @@ class _Call:
         self._metrics, self._method, self._context = metrics, method, context
         self._labels = (method.service, method.name)
         self._began = time.perf_counter()
+        # Asked now: a stream may be closed after its call is gone, and asking grpc for the peer then ends the process.
+        self._peer = context.peer()
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(call_id=metadata_of(context, "x-request-id")[:64] or uuid.uuid4().hex[:12])
         metrics.started.labels(*self._labels).inc()
@@ -82,14 +84,14 @@ class _Call:
         self._metrics.handled.labels(*self._labels, code).inc()
         self._metrics.seconds.labels(*self._labels).observe(seconds)
         write = _log.error if code in _FAULTS else _log.info if self._method.mutating or code != "OK" else _log.debug
-        write("call", method=self._method.path, code=code, milliseconds=round(seconds * 1e3, 2), peer=self._context.peer())
+        write("call", method=self._method.path, code=code, milliseconds=round(seconds * 1e3, 2), peer=self._peer)
 
     def _code(self, error: BaseException | None) -> str:
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            return "CANCELLED"  # without a look at the context, whose call may be gone
         code = self._context.code()
         if isinstance(code, int):  # grpc.aio keeps the number
             code = next((known for known in grpc.StatusCode if known.value[0] == code), None)
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            return "CANCELLED"
         if code is None:
             return "OK" if error is None else "UNKNOWN"
         return str(code.name)

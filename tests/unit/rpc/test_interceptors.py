@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
 from perf_service.rpc.errors import ValidationError
 from perf_service.rpc.interceptors.access import Access, Audit, principal
 from perf_service.rpc.interceptors.idempotency import Idempotency
 from perf_service.rpc.interceptors.limits import Limits
+from perf_service.rpc.interceptors.observe import CallMetrics, Observe
 from perf_service.rpc.interceptors.validation import Validation
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.methods import methods
@@ -213,3 +216,40 @@ async def test_waiting_ends_as_soon_as_the_server_goes_down() -> None:
     assert await task is None
     assert cancelled.is_set()
     assert await lifecycle.unless_draining(asyncio.sleep(0, "late")) in (None, "late")
+
+
+class _MortalContext:
+    """A call that grpc has destroyed: asking it anything then would end the process."""
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    def _asked(self) -> None:
+        assert not self.gone, "the context of a finished call was asked"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        self._asked()
+        return ()
+
+    def peer(self) -> str:
+        self._asked()
+        return "ipv4:127.0.0.1:1"
+
+    def code(self) -> None:
+        self._asked()
+
+
+async def test_a_stream_that_is_closed_after_its_call_has_gone_asks_the_call_nothing() -> None:
+    registry = CollectorRegistry()
+    ctx = _MortalContext()
+
+    async def endless(request: Any) -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    stream = Observe(CallMetrics(registry)).stream(WATCH, None, cast(Any, ctx), endless)
+    assert await anext(stream) == 1
+    ctx.gone = True
+    await cast(Any, stream).aclose()
+    labels = {"service": WATCH.service, "method": WATCH.name, "code": "CANCELLED"}
+    assert registry.get_sample_value("perf_service_rpc_handled_total", labels) == 1
