@@ -188,7 +188,13 @@ class Observer:
     async def _finalize(self, seen: Observation, workflow: Workflow, instances: Sequence[Instance]) -> Observation:
         settled = settled_at(workflow) or self._clock()
         series = await self._pipeline.series(instances, settled - 1e-6, self._clock())
-        found = measure_range(series, measures.keys_for(workflow.slo_targets))
+        # Before was all replicas: a part of them, as after a promotion without a bake, would be no after.
+        keys = measures.keys_for(workflow.slo_targets)
+        found = measure_range(series, keys, need_all=not workflow.dry_run)
+        if found is None and not workflow.dry_run:
+            await self._scrape(instances, older_than=workflow.policy.sample_interval_seconds * 0.9)
+            series = await self._pipeline.series(instances, settled - 1e-6, self._clock())
+            found = measure_range(series, keys, need_all=True)
         if found is None and workflow.dry_run:
             found = Measured(settled, self._clock())
         return replace(seen, measured=found, health_score=await self._health(workflow, instances, settled))

@@ -16,7 +16,7 @@ from functools import partial
 
 from perf_service.models.errors import ConflictError, ErrorReason, NotFoundError, PerfServiceError, StoreError, TargetError, WrongStateError
 from perf_service.models.fleet import Instance
-from perf_service.models.workflow import Workflow
+from perf_service.models.workflow import Workflow, WorkflowStatus
 from perf_service.storage.ports import Lease, LedgerEntry, Store
 from perf_service.targets.base import Op, Target
 from perf_service.workflows.invariants import violations
@@ -207,7 +207,18 @@ class Reconciler:
         if decision.write_ledger:
             entry = await self._ledger_entry(decision.workflow)
             await self._store.add_ledger_entry(entry)
+        if decision.workflow.status is WorkflowStatus.COMPLETED and not decision.workflow.dry_run:
+            await self._register_changes(decision.workflow)
         return await self._store.save_workflow(decision.workflow, decision.events, expect_version=before.version, fence=run.lease.fence)
+
+    async def _register_changes(self, workflow: Workflow) -> None:
+        """Registered launch flags follow the rollout, or the next analysis would judge the new engines by the old limits. Idempotent."""
+        for replica in workflow.replicas:
+            with contextlib.suppress(NotFoundError):  # walked through without being registered, or deregistered since
+                instance = await self._store.get_instance(replica.instance_id)
+                config = instance.config.with_changes(workflow.changes)
+                if config != instance.config:
+                    await self._store.update_instance(replace(instance, config=config), expect_etag=instance.etag)
 
     async def _ledger_entry(self, workflow: Workflow) -> LedgerEntry:
         causes: list[str] = []

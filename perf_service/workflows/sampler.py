@@ -31,10 +31,13 @@ def measure_sample(series: Series, keys: Iterable[str], *, need_all: bool) -> Me
     return _group(windows, keys)
 
 
-def measure_range(series: Series, keys: Iterable[str]) -> Measured | None:
-    """A group's measurement over a longer range: the longest span of each replica without a restart."""
+def measure_range(series: Series, keys: Iterable[str], *, need_all: bool = False) -> Measured | None:
+    """A group's measurement over a longer range: the longest span of each replica without a restart.
+
+    With `need_all` a replica without one makes it void: rates are sums over the replicas.
+    """
     windows = [window for pages in series.values() if (window := overall_window(pages)) is not None and not window.lifetime]
-    return _group(windows, keys)
+    return _group(windows, keys) if len(windows) == len(series) or not need_all else None
 
 
 def from_base(pages: Sequence[Snapshot], start: float) -> Sequence[Snapshot]:

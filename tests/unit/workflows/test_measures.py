@@ -116,3 +116,13 @@ def test_samples_join_although_replicas_are_scraped_at_different_moments() -> No
     assert [p.collected_at for p in from_base(pages, 110.2)] == [110.0, 120.0]
     assert [p.collected_at for p in from_base(pages, 90.0)] == [100.0, 110.0, 120.0]
     assert from_base([], 1.0) == []
+
+
+def test_a_range_of_all_replicas_is_void_without_one_of_them() -> None:
+    """Rates are sums: a fleet of which one replica was not yet measured twice would seem to serve half."""
+    series = {"r0": [page("r0", 1.0, 1), page("r0", 11.0, 101)], "r1": [page("r1", 10.0, 50)]}
+    keys = ("throughput_tokens_per_second",)
+    assert measure_range(series, keys, need_all=True) is None
+    half = measure_range(series, keys)
+    assert half is not None
+    assert half.values == {"throughput_tokens_per_second": pytest.approx(100.0)}
