@@ -9,13 +9,14 @@ await app.stop()
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
@@ -277,6 +278,21 @@ def server_options(settings: Settings) -> ServerOptions:
     )
 
 
+class _Log:
+    """A stream whose trouble (a full disk, a reader that has gone) must not fail the call that is told of: lines are lost instead."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it has been closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 def configure_logging(settings: Settings) -> None:
     """One line for each event, on standard error, with what was bound to the call."""
     level = getattr(logging, settings.log_level.upper())
@@ -288,7 +304,8 @@ def configure_logging(settings: Settings) -> None:
     ]
     # The lower floors and the libraries log the standard way: the same lines come of it. Libraries tell every step at INFO, which is
     # nobody's concern here.
-    handler = logging.StreamHandler(sys.stderr)
+    stream: Any = _Log(sys.stderr)
+    handler = logging.StreamHandler(stream)
     ends: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name], processors=ends)
@@ -297,7 +314,7 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,18 @@ async def test_a_registered_engine_is_scraped_also_after_a_restart(start: Start)
             await scrapes(Remote(channel), name, 2)
             await Remote(channel).fleets.DeregisterInstance(fleet_service_pb2.DeregisterInstanceRequest(instance_id=name))
         assert app.scheduler.counts.failed == 0
+
+
+async def test_a_log_that_cannot_be_written_fails_no_call(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", Full())
+        app = await start()
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        assert await Remote(channel).fleet(replicas=1)
 
 
 async def test_metadata_addresses_are_never_scraped(start: Start) -> None:
