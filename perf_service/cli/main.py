@@ -31,6 +31,7 @@ app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
+app.command("simulate-load")(simulate.simulate_load)
 _ = engines  # adds `up` and `down` to the fleets
 app.add_typer(fleets.fleets, name="fleets")
 app.add_typer(instances.instances, name="instances")

@@ -1,7 +1,8 @@
-"""`doctor` over every shared capture, and over a live engine."""
+"""`doctor` over every shared capture, and over a live engine; load for one."""
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_a_live_engine_is_scraped_twice(start: Start, run: Run, event_line: Even
     assert result["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
     assert result["analysis"]["window"]["duration_seconds"] > 3.5
     assert result["plan"]["changes"][0]["parameter"] == "max_num_seqs"
+
+
+def test_load_says_what_its_clients_saw(start: Start, run: Run, event_line: EventLine) -> None:
+    engine = start("simulate-engine", "--port", "0", "--startup-seconds", "0")
+    url = f"http://127.0.0.1:{event_line(engine, 'listening')['port']}"
+    event_line(engine, "ready")
+    done = run("simulate-load", url, "--clients", "2", "--seconds", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.match(rf"{url}  [1-9]\d* answers, first token after ", done.stdout)
+    done = run("simulate-load", "http://127.0.0.1:9", "--seconds", "1")
+    assert done.returncode == 1
+    assert "no engine answered" in done.stderr
 
 
 def test_a_port_where_nobody_listens_is_one_line_and_exit_1(run: Run) -> None:
