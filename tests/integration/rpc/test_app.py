@@ -59,7 +59,7 @@ async def test_a_log_that_cannot_be_written_fails_no_call(start: Start, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", Full())
-        app = await start()
+        app = await start(log_level="info")
     async with grpc.aio.insecure_channel(app.address) as channel:
         assert await Remote(channel).fleet(replicas=1)
 
