@@ -172,10 +172,13 @@ class OptimizationEngine:
         if not wished or change is None or candidate.cause is not Cause.BATCH_LIMIT or not windows:
             return candidate
         present, target = at.config.number(change.parameter) or at.running_max or 1.0, change.recommended_value
+        of_the_raise: tuple[str, ...] = ()  # what the whole raise would miss; the smaller one misses less
         while isinstance(target, int) and target > present:
             tried = replace(change, recommended_value=target)
             others = tuple(c for c in candidate.config_changes if c is not change)
             _, after, effects = self._predictor.predict(windows, at.config, (tried, *others), hardware=at.hardware)
+            missed = missed_by(after, at.slo_targets)
+            of_the_raise = of_the_raise or missed
             values = [(t, predicted_value(after, t)) for t in wished]
             if all(v is None or t.met_by(v) for t, v in values):
                 if target == change.recommended_value:
@@ -186,6 +189,7 @@ class OptimizationEngine:
                     config_changes=(tried, *others),
                     description=f"{candidate.description} Held at {target}: more would miss {' and '.join(map(str, wished))}.",
                     effects=effects,
+                    risks=(*(r for r in candidate.risks if r not in of_the_raise), *missed),
                 )
             target //= 2
         return candidate  # no value meets it: the risks say so
@@ -260,7 +264,7 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
         Verdict.LOOK_AT_CLIENT: "Look at the client", Verdict.WAIT: "Wait", Verdict.NOTHING_TO_DO: "Nothing to do",
         Verdict.NOT_ENOUGH_EVIDENCE: "Collect more data",
     }.get(bottleneck.verdict, "No flag")  # fmt: skip
-    return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value}", bottleneck.recommendation)
+    return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
 
 
 def _not_worth_it(candidate: Optimization) -> Optimization:

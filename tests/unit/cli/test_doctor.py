@@ -262,3 +262,13 @@ def test_a_launch_flag_that_is_no_knob_is_taken_as_it_is(doctor: Doctor) -> None
     code, out, _ = doctor(BAD, "-o", "json", "--config", "swap_space=4", "--config", "max_num_seqs=2")
     assert code == 0
     assert strict_json(out)["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
+
+
+def test_the_risks_are_those_of_the_change_that_is_proposed(doctor: Doctor) -> None:
+    """The raise is held back for the ITL objective: what the whole raise would have missed is no risk any more."""
+    _, out, _ = doctor(CAPTURES / "b_queue_bad_r2", "--slo", "ttft_p95<500ms", "--slo", "itl<50ms", "-o", "json")
+    plan = strict_json(out)["plan"]
+    after = {e["metric"]: e["after"]["value"] for o in plan["optimizations"] for e in o["effects"]}
+    risks = [r for o in plan["optimizations"] for r in o["risks"] if "predicted to be missed" in r]
+    assert after["itl_seconds_mean"] < 0.05
+    assert [r.split()[0] for r in risks] == ["ttft_p95"]
