@@ -30,9 +30,9 @@ from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Engine
 
 ARGS_SETTLE = {
-    Engine.VLLM: "the launch arguments max_num_seqs and max_num_batched_tokens",
-    Engine.SGLANG: "the launch arguments max_running_requests and chunked_prefill_size",
-    Engine.TGI: "the launch arguments max_batch_size and max_batch_prefill_tokens",
+    Engine.VLLM: "the launch arguments max_num_seqs and max_num_batched_tokens (tell them: --config max_num_seqs=...)",
+    Engine.SGLANG: "the launch arguments max_running_requests and chunked_prefill_size (tell them: --config max_running_requests=...)",
+    Engine.TGI: "the launch arguments max_batch_size and max_batch_prefill_tokens (tell them: --config max_batch_size=...)",
 }
 
 

@@ -98,7 +98,7 @@ class ImportMetricsRequest(_message.Message):
     """
     @_builtins.property
     def collected_at(self) -> _timestamp_pb2.Timestamp:
-        """When it was fetched. Absent: unknown, so no rates can be had from it."""
+        """When it was fetched. Absent: now."""
 
     def __init__(
         self,

@@ -95,12 +95,11 @@ class CollectServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportMetrics(self, request, context):
-        """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier.
+        """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
         Idempotent by request_id.
 
         Errors:
-        - INSTANCE_NOT_FOUND: register the instance or correct the id.
         - BODY_EMPTY: check that the engine has its metrics on.
         - BODY_NOT_METRICS: check the URL or the file.
         - BODY_TOO_LARGE: check the URL or the file.

@@ -60,12 +60,11 @@ class CollectServiceStub:
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ImportMetrics: _grpc.UnaryUnaryMultiCallable[_collect_service_pb2.ImportMetricsRequest, _collect_service_pb2.ImportMetricsResponse]
-    """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier.
+    """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
     Idempotent by request_id.
 
     Errors:
-     - INSTANCE_NOT_FOUND: register the instance or correct the id.
      - BODY_EMPTY: check that the engine has its metrics on.
      - BODY_NOT_METRICS: check the URL or the file.
      - BODY_TOO_LARGE: check the URL or the file.
@@ -128,12 +127,11 @@ class CollectServiceAsyncStub(CollectServiceStub):
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ImportMetrics: _aio.UnaryUnaryMultiCallable[_collect_service_pb2.ImportMetricsRequest, _collect_service_pb2.ImportMetricsResponse]  # type: ignore[assignment]
-    """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier.
+    """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
     Idempotent by request_id.
 
     Errors:
-     - INSTANCE_NOT_FOUND: register the instance or correct the id.
      - BODY_EMPTY: check that the engine has its metrics on.
      - BODY_NOT_METRICS: check the URL or the file.
      - BODY_TOO_LARGE: check the URL or the file.
@@ -205,12 +203,11 @@ class CollectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collect_service_pb2.ImportMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collect_service_pb2.ImportMetricsResponse, _abc.Awaitable[_collect_service_pb2.ImportMetricsResponse]]:
-        """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier.
+        """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
         Idempotent by request_id.
 
         Errors:
-         - INSTANCE_NOT_FOUND: register the instance or correct the id.
          - BODY_EMPTY: check that the engine has its metrics on.
          - BODY_NOT_METRICS: check the URL or the file.
          - BODY_TOO_LARGE: check the URL or the file.
