@@ -175,10 +175,13 @@ def _note_observed(draft: Draft, seen: Observation) -> None:
     """Keep what each replica was seen to run; stored with the next event."""
     if seen.fleet is None:
         return
+    states = {state.instance_id: state for state in seen.fleet.replicas}
     replicas = []
     for progress in draft.workflow.replicas:
-        state = seen.fleet.replica(progress.instance_id)
-        replicas.append(replace(progress, observed_hash=state.config_hash, generation=state.generation) if state else progress)
+        state = states.get(progress.instance_id)
+        if state and (state.config_hash, state.generation) != (progress.observed_hash, progress.generation):
+            progress = replace(progress, observed_hash=state.config_hash, generation=state.generation)
+        replicas.append(progress)
     draft.set(replicas=tuple(replicas))
 
 

@@ -24,7 +24,7 @@ def rejected(slowdown: float, *, samples: int, margin: float = 0.05, alpha: floa
     return hits / runs
 
 
-@pytest.mark.parametrize("samples", [10, 60, 240])
+@pytest.mark.parametrize("samples", [10, 60, 120])
 def test_false_alarms_stay_rare_at_every_look(samples: int) -> None:
     """The largest value ever reached is tested, so this is looking after every sample."""
     assert rejected(0.0, samples=samples) <= 0.02
@@ -65,12 +65,12 @@ def errors(rng: random.Random, samples: int, requests: int, ratio: float) -> lis
 def test_five_points_more_errors_are_caught_and_equal_ones_are_not(baseline: float) -> None:
     rng = random.Random(3)
     caught = false = 0
-    for _ in range(100):
+    for _ in range(40):
         control = errors(rng, 20, 60, baseline)
         caught += more_errors_e_value(errors(rng, 20, 60, baseline + 0.05), control) >= 1 / ALPHA
         false += more_errors_e_value(errors(rng, 20, 60, baseline), control) >= 1 / ALPHA
-    assert caught >= (97 if baseline < 0.05 else 85)
-    assert false <= 2
+    assert caught >= (38 if baseline < 0.05 else 34)
+    assert false <= 1
 
 
 def test_errors_that_were_there_before_are_not_held_against_the_change() -> None:
