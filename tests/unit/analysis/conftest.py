@@ -1,44 +1,15 @@
-"""Saved runs, windows built by hand, and simulated runs for the analyzer's tests."""
+"""Pages and windows built by hand for the analyzer's tests."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-from perf_service.collectors.snapshot import SnapshotBuilder, snapshot_of
+from perf_service.collectors.snapshot import snapshot_of
 from perf_service.models.config import EngineConfig, KnobValue
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
 from perf_service.models.window import GaugeStats, Window
-
-CAPTURES = Path(__file__).parents[2] / "fixtures" / "captures"
-
-
-@cache
-def _builder(engine: Engine) -> SnapshotBuilder:
-    return SnapshotBuilder(engine)  # one for all tests: it remembers the series
-
-
-@cache
-def _run(scenario: str) -> tuple[Snapshot, ...]:
-    builder = _builder(Engine.SGLANG if scenario.startswith("sglang") else Engine.VLLM)
-    folder = CAPTURES / scenario
-    scrapes = [json.loads(line) for line in (folder / "scrapes.jsonl").read_text().splitlines()]
-    return tuple(
-        builder.build(gzip.decompress((folder / s["file"]).read_bytes()), scenario, s["t_unix"])
-        for s in scrapes
-        if s.get("file") and (folder / s["file"]).exists()
-    )
-
-
-@pytest.fixture(scope="session")
-def run() -> Callable[[str], tuple[Snapshot, ...]]:
-    """The snapshots of a saved run."""
-    return _run
 
 
 @pytest.fixture(scope="session")

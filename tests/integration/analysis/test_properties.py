@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perf_service.analysis import health, thresholds
+from perf_service.analysis import health
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Severity, SLOState, SLOStatus
 from perf_service.models.config import EngineConfig
@@ -101,9 +101,3 @@ def test_health_is_monotone(data: st.DataObject) -> None:
     after, _ = health.score([_status(value, builtin)], running=running, hung=False, **worse)
     assert after <= score + 1e-9
     assert score == max(0.0, 100.0 - sum(part.penalty for part in parts))
-
-
-def test_every_threshold_has_a_source() -> None:
-    table = thresholds.table()
-    assert len(table) > 30
-    assert all(item.source and item.unit for item in table.values())

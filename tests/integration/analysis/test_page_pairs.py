@@ -10,10 +10,9 @@ import pytest
 
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.collectors.snapshot import SnapshotBuilder
-from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
+from perf_service.models.analysis import Analysis, Cause, Verdict
 from perf_service.models.config import EngineConfig
 from perf_service.models.metrics import Engine, Gauge, Hist, Snapshot
-from perf_service.models.window import Window
 from perf_service.simulator.flags import EngineFlags, StepTimes
 from perf_service.simulator.virtual import simulate
 from perf_service.simulator.workload import Lengths, Workload
@@ -60,14 +59,6 @@ def test_a_queue_seen_by_no_scrape_and_without_times_is_no_prefill_taken_for_a_l
     analysis = judged([first, last], timed=False)
     assert root(analysis) is Cause.BATCH_LIMIT
     assert not any("0.0 requests wait" in e.text for e in analysis.bottlenecks[0].evidence)
-
-
-def test_a_short_wait_without_times_is_no_queue(window: Callable[..., Window]) -> None:
-    means = {Hist.TTFT_SECONDS: 0.45, Hist.QUEUE_SECONDS: 0.16, Hist.PREFILL_SECONDS: 0.28,
-             Hist.DECODE_SECONDS: 1.6, Hist.INFERENCE_SECONDS: 1.88, Hist.E2E_SECONDS: 2.05, Hist.ITL_SECONDS: 0.037}  # fmt: skip
-    gauges = {Gauge.RUNNING_REQUESTS: (1.0, 10.0), Gauge.WAITING_REQUESTS: (0.0, 0.0)}
-    analysis = AnalysisEngine().analyze(window(means, gauges, duration=None))
-    assert BottleneckType.QUEUE_BUILDUP not in {b.type for b in analysis.bottlenecks}
 
 
 def pages_of(workload: Workload, flags: EngineFlags, step: StepTimes, seconds: float) -> list[Snapshot]:
