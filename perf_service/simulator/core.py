@@ -60,13 +60,14 @@ class SeqState:
 
     __slots__ = (
         "arrival", "cached", "chunk", "computed", "first_scheduled", "first_token", "held", "id", "keys",
-        "last_token", "out", "preemptions", "prompt", "request", "reserved", "target",
+        "last_token", "out", "preemptions", "prompt", "queued", "request", "reserved", "target",
     )  # fmt: skip
 
     def __init__(self, seq_id: int, request: Request, now: float) -> None:
         self.id = seq_id
         self.request = request
         self.arrival = now
+        self.queued = now  # when the scheduler saw it
         self.prompt = request.prompt_tokens
         self.out = 0
         self.target = request.output_tokens
@@ -123,6 +124,7 @@ class EngineCore:
         self.pool = BlockPool(usable, caching=self.flags.enable_prefix_caching)
         self.stats = EngineStats(self.flags)
         self.scheduler = scheduler or scheduler_for(self)
+        self.arriving: deque[SeqState] = deque()  # sent while a step runs: the scheduler does not know them yet
         self.waiting: deque[SeqState] = deque()
         self.running: list[SeqState] = []
         self.by_id: dict[int, SeqState] = {}
@@ -153,7 +155,8 @@ class EngineCore:
         if self.pool.caching:
             seq.keys = _block_keys(seq.id, request, self.flags.kv_block_tokens)
         self.by_id[seq.id] = seq
-        self.waiting.append(seq)
+        # vLLM's and SGLang's scheduler loop reads new requests between two steps only; TGI's queue is a task of its own.
+        (self.arriving if self.in_step and self.flags.engine != "tgi" else self.waiting).append(seq)
         return seq.id
 
     def abort(self, request_id: int) -> bool:
@@ -164,7 +167,7 @@ class EngineCore:
         if seq in self.running:
             self.running.remove(seq)
         else:
-            self.waiting.remove(seq)
+            (self.arriving if seq in self.arriving else self.waiting).remove(seq)
         self._let_go(seq)
         self.stats.add("aborted")
         if not self.by_id:
@@ -173,7 +176,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.arriving)
 
     @property
     def in_step(self) -> bool:
@@ -185,6 +188,10 @@ class EngineCore:
         """Schedules a step; its duration in seconds, or None when there is nothing to run."""
         if self._plan is not None:
             raise RuntimeError("a step is in flight; finish it first")
+        while self.arriving:
+            seq = self.arriving.popleft()
+            seq.queued = now
+            self.waiting.append(seq)
         plan = self.scheduler.plan(now)
         if not plan:
             return None
@@ -285,7 +292,7 @@ class EngineCore:
         stats.add(f"finished_{seq.request.finish_reason}")
         for name, value in (
             ("e2e", end - seq.arrival),
-            ("queue", scheduled - seq.arrival),
+            ("queue", scheduled - seq.queued),
             ("prefill", first - scheduled),
             ("decode", decode),
             ("inference", end - scheduled),

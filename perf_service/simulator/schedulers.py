@@ -140,7 +140,7 @@ class SglangScheduler:
 
     def admit(self, request: Request) -> None:
         limit = self.core.flags.max_num_queued_reqs
-        if limit is not None and len(self.core.waiting) >= limit:
+        if limit is not None and len(self.core.waiting) + len(self.core.arriving) >= limit:
             self.core.stats.add("aborted")
             raise RejectedError(503, "The request queue is full.")
 

@@ -232,3 +232,15 @@ def test_a_step_cannot_be_begun_twice_nor_finished_unbegun() -> None:
     core.begin_step(0.0)
     with pytest.raises(RuntimeError, match="in flight"):
         core.begin_step(0.0)
+
+
+@pytest.mark.parametrize(("engine", "queued_seconds"), [("vllm", 0.0), ("sglang", 0.0), ("tgi", 0.03)])
+def test_the_rest_of_a_running_step_is_no_queue_time_where_the_scheduler_looks_between_steps(engine: str, queued_seconds: float) -> None:
+    core = core_of(engine=engine)
+    core.submit(Request(0.0, 300, 1), 0.0)
+    end = core.begin_step(0.0)
+    assert end is not None
+    core.submit(Request(end - 0.03, 10, 1), end - 0.03)
+    run(core, core.finish_step().time)
+    assert core.stats.hist("queue").sum == pytest.approx(queued_seconds)
+    assert core.stats.hist("ttft").sum == pytest.approx(end + 0.03 + TIMES.step(0, 10))
