@@ -243,4 +243,4 @@ def test_the_rest_of_a_running_step_is_no_queue_time_where_the_scheduler_looks_b
     core.submit(Request(end - 0.03, 10, 1), end - 0.03)
     run(core, core.finish_step().time)
     assert core.stats.hist("queue").sum == pytest.approx(queued_seconds)
-    assert core.stats.hist("ttft").sum == pytest.approx(end + 0.03 + TIMES.step(0, 10))
+    assert core.stats.hist("e2e").sum == pytest.approx(end + 0.03 + TIMES.step(0, 10))
