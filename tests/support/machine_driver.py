@@ -14,8 +14,11 @@ from perf_service.models.workflow import (
     Gate,
     Judgement,
     MetricSample,
+    ReplicaPhase,
+    ReplicaProgress,
     RolloutPolicy,
     StagePolicy,
+    StageRecord,
     StageSample,
     Workflow,
     WorkflowRequest,
@@ -45,6 +48,19 @@ def workflow(*, dry_run: bool = False, approval: bool = False, rollout: RolloutP
     """A new workflow over the fleet f1."""
     request = WorkflowRequest(fleet_id="f1", requires_approval=approval)
     made = Workflow("wf-1", request, Engine.VLLM, fleet_id="f1", policy=rollout or policy(), dry_run=dry_run, created_at=0.0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def baking(*, replicas: int = 4, changed: int = 1, **changes: object) -> Workflow:
+    """A workflow in its first bake."""
+    progress = tuple(
+        ReplicaProgress(
+            f"r{i}", ReplicaPhase.CONVERGED if i < changed else ReplicaPhase.UNCHANGED, previous_hash="a", stage=0 if i < changed else -1
+        )
+        for i in range(replicas)
+    )
+    made = workflow(status=S.BAKING, stage_index=0, replicas=progress, bake_started_at=0.0, effects_started=True)
+    made = replace(made, rollout_history=(StageRecord(0, 10, ("r0",), 25.0, 0.0),), baseline=dict.fromkeys(COMPARED, 0.5))
     return replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -502,3 +502,16 @@ def test_a_pause_stops_preparation() -> None:
     assert next_look_at(machine.workflow, machine.now) is None
     machine.command(Resume("ann"))
     assert machine.run().status is S.COMPLETED
+
+
+def test_an_action_journal_replayed_twice_leaves_the_same_fleet() -> None:
+    """I12: a step carried out twice changes nothing the second time."""
+    machine = Machine.of(workflow())
+    machine.run(until=S.APPLYING)
+    stored = replace(machine.workflow)
+    machine.step(1.0)
+    configs = dict(machine.configs)
+    machine.workflow, machine.events = stored, machine.events[: stored.last_sequence]
+    machine.step(1.0)
+    assert machine.configs == configs
+    assert len(machine.applied) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -154,16 +153,3 @@ Rollout.TestCase.settings = settings(
     max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 TestRollout = Rollout.TestCase
-
-
-def test_an_action_journal_replayed_twice_leaves_the_same_fleet() -> None:
-    """I12: a step carried out twice changes nothing the second time."""
-    machine = Machine.of(workflow())
-    machine.run(until=S.APPLYING)
-    stored = replace(machine.workflow)
-    machine.step(1.0)
-    configs = dict(machine.configs)
-    machine.workflow, machine.events = stored, machine.events[: stored.last_sequence]
-    machine.step(1.0)
-    assert machine.configs == configs
-    assert len(machine.applied) == 1
