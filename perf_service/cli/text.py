@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 from perf_service.models.plan import Estimate
+from perf_service.models.units import MISSING, amount, number, percent, seconds
 from perf_service.models.window import Quantile, QuantileKind
 
 __all__ = [
@@ -22,50 +23,6 @@ __all__ = [
     "seconds",
     "title_of",
 ]
-
-MISSING = "-"
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, no exponent where it can be helped: 0.0123, 1.24, 141, 12,400."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}" if digits < 8 else f"{value:.3g}"
-
-
-def seconds(value: float | None) -> str:
-    """A duration: 12.3 ms, 8.33 s, 4 min 10 s, 2 h 5 min."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if abs(value) < 1e-6:  # nothing that an engine does is shorter
-        return "0 s"
-    if abs(value) >= 7200:
-        return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
-    if abs(value) >= 120:
-        return f"{value // 60:.0f} min {value % 60:.0f} s"
-    return f"{number(value)} s" if abs(value) >= 1 else f"{number(value * 1000)} ms"
-
-
-def percent(value: float | None) -> str:
-    """A ratio as percent."""
-    return MISSING if value is None or not math.isfinite(value) else f"{number(100 * value)} %"
-
-
-def amount(metric: str, value: float | None) -> str:
-    """A value with the unit that the metric's name carries; alias names (ttft, itl, ...) are seconds."""
-    if value is None:
-        return MISSING
-    if "per_second" in metric or metric.startswith("throughput"):
-        return f"{number(value)}/s"
-    if "ratio" in metric:
-        return percent(value)
-    base = metric.split("_")[0]
-    if "seconds" in metric or base in ("ttft", "itl", "tpot", "e2e", "queue", "prefill", "decode"):
-        return seconds(value)
-    return number(value)
 
 
 def interval(metric: str, low: float, high: float) -> str:

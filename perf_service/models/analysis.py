@@ -15,11 +15,15 @@ __all__ = [
     "Analysis",
     "Bottleneck",
     "BottleneckType",
+    "BudgetState",
+    "BurnRate",
     "Cause",
     "Comparison",
+    "ErrorBudget",
     "Evidence",
     "EvidenceRole",
     "HealthPart",
+    "HealthStatus",
     "PhaseShares",
     "SLOState",
     "SLOStatus",
@@ -150,6 +154,33 @@ class SLOState(StrEnum):
     MET = "met"
     MISSED = "missed"
     NOT_MEASURED = "not_measured"
+    UNDECIDED = "undecided"  # measured, but the target lies inside a histogram bucket and so do the requests that would decide
+
+
+class BudgetState(StrEnum):
+    """What an error budget and its burn rates say together, worst first in `rank`."""
+
+    OK = "ok"
+    SLOW_BURN = "slow_burn"  # a ticket: 5 % of a 30-day budget in six hours
+    FAST_BURN = "fast_burn"  # a page: 2 % of a 30-day budget in one hour
+    EXHAUSTED = "exhausted"  # spent, and not burning fast now
+    UNDECIDED = "undecided"  # the target lies inside a bucket, and its bounds disagree
+    NOT_MEASURED = "not_measured"
+
+    @property
+    def rank(self) -> int:
+        """0 (not measured) to 5 (fast burn), for ordering."""
+        return ("not_measured", "ok", "undecided", "exhausted", "slow_burn", "fast_burn").index(self.value)
+
+
+class HealthStatus(StrEnum):
+    """The health score in one word; no score is never healthy."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+    NO_LOAD = "no_load"  # nothing was asked of it: nothing can be said
+    UNKNOWN = "unknown"  # not enough data
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +191,44 @@ class PhaseShares:
     prefill_ratio: float
     decode_ratio: float
     preemption_ratio: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BurnRate:
+    """How fast an error budget burns over a long and a short window; 1 uses up exactly the budget in its period.
+
+    Rates are None where a window holds no request. Where the target lies inside a histogram bucket, `*_rate` is the certain lower
+    bound and `*_rate_high` the upper one; else both are equal.
+    """
+
+    long_seconds: float
+    short_seconds: float
+    threshold: float
+    long_rate: float | None = None
+    short_rate: float | None = None
+    long_rate_high: float | None = None
+    short_rate_high: float | None = None
+    covered_seconds: float = 0.0  # of the long window, what is known
+    requests: float = 0.0  # in the long window
+    alerting: bool = False  # both windows are certainly above the threshold: it is bad, and it still is
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBudget:
+    """What an objective still allows: of `requests` in the known part of the period the share `1 - objective_ratio` may be bad."""
+
+    objective_ratio: float
+    period_seconds: float
+    covered_seconds: float  # how much of the period is known
+    requests: float
+    bad_low: float  # bad requests for certain; equal to bad_high where the target is a bucket bound
+    bad_high: float
+    left_low: float | None = None  # share of the budget left, pessimistic bound; negative: overspent; None: no request
+    left_high: float | None = None
+    exhausted_in_seconds: float | None = None  # at the rate of the last hour, at the earliest; 0: it is; None: not at this rate
+    burns: tuple[BurnRate, ...] = ()
+    state: BudgetState = BudgetState.NOT_MEASURED
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +246,7 @@ class SLOStatus:
     attainment_high: float | None = None
     phases: PhaseShares | None = None  # attribution of a missed latency objective
     message: str = ""
+    budget: ErrorBudget | None = None  # over the service's history; None for objectives without one (means, rates) or without a history
 
     @property
     def compliant(self) -> bool:
@@ -224,6 +294,7 @@ class Analysis:
     fleet_id: str = ""
     created_at: float = 0.0  # unix seconds; 0: not stored
     cause_confidences: Mapping[Cause, float] = field(default_factory=dict)
+    health_status: HealthStatus = HealthStatus.UNKNOWN
 
     @property
     def instance_type(self) -> str:

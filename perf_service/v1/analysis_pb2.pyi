@@ -301,6 +301,42 @@ EVIDENCE_ROLE_AGAINST: EvidenceRole.ValueType  # 2
 """Against it."""
 Global___EvidenceRole: _TypeAlias = EvidenceRole  # noqa: Y015
 
+class _HealthStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_STATUS_UNSPECIFIED: _HealthStatus.ValueType  # 0
+    """Not told."""
+    HEALTH_STATUS_HEALTHY: _HealthStatus.ValueType  # 1
+    """Score 80 or more."""
+    HEALTH_STATUS_DEGRADED: _HealthStatus.ValueType  # 2
+    """Score 50 or more."""
+    HEALTH_STATUS_UNHEALTHY: _HealthStatus.ValueType  # 3
+    """Score below 50."""
+    HEALTH_STATUS_NO_LOAD: _HealthStatus.ValueType  # 4
+    """Nothing was asked of it: there is no score, and nothing is called healthy."""
+    HEALTH_STATUS_UNKNOWN: _HealthStatus.ValueType  # 5
+    """Not enough data for a score."""
+
+class HealthStatus(_HealthStatus, metaclass=_HealthStatusEnumTypeWrapper):
+    """The health score in one word."""
+
+HEALTH_STATUS_UNSPECIFIED: HealthStatus.ValueType  # 0
+"""Not told."""
+HEALTH_STATUS_HEALTHY: HealthStatus.ValueType  # 1
+"""Score 80 or more."""
+HEALTH_STATUS_DEGRADED: HealthStatus.ValueType  # 2
+"""Score 50 or more."""
+HEALTH_STATUS_UNHEALTHY: HealthStatus.ValueType  # 3
+"""Score below 50."""
+HEALTH_STATUS_NO_LOAD: HealthStatus.ValueType  # 4
+"""Nothing was asked of it: there is no score, and nothing is called healthy."""
+HEALTH_STATUS_UNKNOWN: HealthStatus.ValueType  # 5
+"""Not enough data for a score."""
+Global___HealthStatus: _TypeAlias = HealthStatus  # noqa: Y015
+
 @_typing.final
 class Evidence(_message.Message):
     """One measured fact: the provenance of a judgement."""
@@ -446,7 +482,7 @@ Global___Bottleneck: _TypeAlias = Bottleneck  # noqa: Y015
 
 @_typing.final
 class HealthPart(_message.Message):
-    """One reason why the health score is below 100."""
+    """One reason why the health score is below 100. The parts of an analysis add up to 100 minus the score."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -523,6 +559,7 @@ class Analysis(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     CAUSE_CONFIDENCES_FIELD_NUMBER: _builtins.int
+    HEALTH_STATUS_FIELD_NUMBER: _builtins.int
     analysis_id: _builtins.str
     """Assigned when stored."""
     instance_id: _builtins.str
@@ -541,6 +578,8 @@ class Analysis(_message.Message):
     """What to do."""
     summary: _builtins.str
     """One sentence for a tired on-call engineer."""
+    health_status: Global___HealthStatus.ValueType
+    """The score in one word."""
     @_builtins.property
     def bottlenecks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bottleneck]:
         """Findings; the first is the root cause."""
@@ -593,10 +632,11 @@ class Analysis(_message.Message):
         config: _config_pb2.EngineConfig | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         cause_confidences: _abc.Iterable[Global___CauseConfidence] | None = ...,
+        health_status: Global___HealthStatus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_overall_health_score", b"_overall_health_score", "config", b"config", "created_at", b"created_at", "overall_health_score", b"overall_health_score", "quality", b"quality", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overall_health_score", b"_overall_health_score", "analysis_id", b"analysis_id", "bottlenecks", b"bottlenecks", "cause_confidences", b"cause_confidences", "config", b"config", "created_at", b"created_at", "engine", b"engine", "engine_version", b"engine_version", "fleet_id", b"fleet_id", "health_parts", b"health_parts", "instance_id", b"instance_id", "model_name", b"model_name", "overall_health_score", b"overall_health_score", "quality", b"quality", "slo_statuses", b"slo_statuses", "summary", b"summary", "verdict", b"verdict", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overall_health_score", b"_overall_health_score", "analysis_id", b"analysis_id", "bottlenecks", b"bottlenecks", "cause_confidences", b"cause_confidences", "config", b"config", "created_at", b"created_at", "engine", b"engine", "engine_version", b"engine_version", "fleet_id", b"fleet_id", "health_parts", b"health_parts", "health_status", b"health_status", "instance_id", b"instance_id", "model_name", b"model_name", "overall_health_score", b"overall_health_score", "quality", b"quality", "slo_statuses", b"slo_statuses", "summary", b"summary", "verdict", b"verdict", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__overall_health_score: _TypeAlias = _typing.Literal["overall_health_score"]  # noqa: Y015
     _WhichOneofArgType__overall_health_score: _TypeAlias = _typing.Literal["_overall_health_score", b"_overall_health_score"]  # noqa: Y015

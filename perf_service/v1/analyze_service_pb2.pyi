@@ -212,6 +212,7 @@ class WatchHealthRequest(_message.Message):
     INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     MIN_CHANGE_FIELD_NUMBER: _builtins.int
     SLO_TARGETS_FIELD_NUMBER: _builtins.int
+    CONFIRMATIONS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """One instance."""
     fleet_id: _builtins.str
@@ -219,7 +220,9 @@ class WatchHealthRequest(_message.Message):
     interval_seconds: _builtins.float
     """Time between two analyses in seconds. 0: the scrape interval."""
     min_change: _builtins.float
-    """Hysteresis in points of the health score. 0: 5."""
+    """Hysteresis in points of the health score: how far it must move, or lie beyond the bound of a state, to be told. 0: 5."""
+    confirmations: _builtins.int
+    """Consecutive looks that must agree before a change is told. 0: 3. 1: every change at once."""
     @_builtins.property
     def slo_targets(self) -> _containers.RepeatedCompositeFieldContainer[_slo_pb2.SLOTarget]:
         """Objectives. Empty: those of the fleet, else the built-in defaults."""
@@ -232,10 +235,11 @@ class WatchHealthRequest(_message.Message):
         interval_seconds: _builtins.float = ...,
         min_change: _builtins.float = ...,
         slo_targets: _abc.Iterable[_slo_pb2.SLOTarget] | None = ...,
+        confirmations: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "instance_id", b"instance_id", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "instance_id", b"instance_id", "interval_seconds", b"interval_seconds", "min_change", b"min_change", "slo_targets", b"slo_targets", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmations", b"confirmations", "fleet_id", b"fleet_id", "instance_id", b"instance_id", "interval_seconds", b"interval_seconds", "min_change", b"min_change", "slo_targets", b"slo_targets", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["instance_id", "fleet_id"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
@@ -295,6 +299,9 @@ class HealthReport(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     SEVERITY_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    SLO_STATUSES_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """The instance. Empty: a fleet as a whole."""
     fleet_id: _builtins.str
@@ -309,9 +316,19 @@ class HealthReport(_message.Message):
     """Worst severity. Unspecified: no finding."""
     summary: _builtins.str
     """One sentence for a tired on-call engineer."""
+    status: _analysis_pb2.HealthStatus.ValueType
+    """The state that hysteresis has confirmed; the score beside it is the present one."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_analysis_pb2.HealthPart]:
+        """Why the score is below 100; they add up to 100 minus the score."""
+
+    @_builtins.property
+    def slo_statuses(self) -> _containers.RepeatedCompositeFieldContainer[_slo_pb2.SLOStatus]:
+        """The objectives with their error budgets."""
 
     def __init__(
         self,
@@ -324,10 +341,13 @@ class HealthReport(_message.Message):
         cause: _analysis_pb2.Cause.ValueType = ...,
         severity: _analysis_pb2.Severity.ValueType = ...,
         summary: _builtins.str = ...,
+        status: _analysis_pb2.HealthStatus.ValueType = ...,
+        parts: _abc.Iterable[_analysis_pb2.HealthPart] | None = ...,
+        slo_statuses: _abc.Iterable[_slo_pb2.SLOStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_health_score", b"_health_score", "at", b"at", "health_score", b"health_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_health_score", b"_health_score", "at", b"at", "cause", b"cause", "fleet_id", b"fleet_id", "health_score", b"health_score", "instance_id", b"instance_id", "severity", b"severity", "summary", b"summary", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_health_score", b"_health_score", "at", b"at", "cause", b"cause", "fleet_id", b"fleet_id", "health_score", b"health_score", "instance_id", b"instance_id", "parts", b"parts", "severity", b"severity", "slo_statuses", b"slo_statuses", "status", b"status", "summary", b"summary", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__health_score: _TypeAlias = _typing.Literal["health_score"]  # noqa: Y015
     _WhichOneofArgType__health_score: _TypeAlias = _typing.Literal["_health_score", b"_health_score"]  # noqa: Y015

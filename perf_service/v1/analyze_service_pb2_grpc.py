@@ -122,8 +122,9 @@ class AnalyzeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchHealth(self, request, context):
-        """Streams the health of an instance or a fleet: first as it is now, then whenever it changes by `min_change` points or its verdict or
-        first cause changes. Ends only with the client or the server.
+        """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
+        `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
+        load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
         Idempotent: reads only. Call again to resume: the first message is the present state.
 

@@ -79,8 +79,9 @@ class AnalyzeServiceStub:
      - PAGE_TOKEN_INVALID: list from the start.
     """
     WatchHealth: _grpc.UnaryStreamMultiCallable[_analyze_service_pb2.WatchHealthRequest, _analyze_service_pb2.WatchHealthResponse]
-    """Streams the health of an instance or a fleet: first as it is now, then whenever it changes by `min_change` points or its verdict or
-    first cause changes. Ends only with the client or the server.
+    """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
+    `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
+    load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
     Idempotent: reads only. Call again to resume: the first message is the present state.
 
@@ -141,8 +142,9 @@ class AnalyzeServiceAsyncStub(AnalyzeServiceStub):
      - PAGE_TOKEN_INVALID: list from the start.
     """
     WatchHealth: _aio.UnaryStreamMultiCallable[_analyze_service_pb2.WatchHealthRequest, _analyze_service_pb2.WatchHealthResponse]  # type: ignore[assignment]
-    """Streams the health of an instance or a fleet: first as it is now, then whenever it changes by `min_change` points or its verdict or
-    first cause changes. Ends only with the client or the server.
+    """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
+    `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
+    load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
     Idempotent: reads only. Call again to resume: the first message is the present state.
 
@@ -224,8 +226,9 @@ class AnalyzeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _analyze_service_pb2.WatchHealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_analyze_service_pb2.WatchHealthResponse], _abc.AsyncIterator[_analyze_service_pb2.WatchHealthResponse]]:
-        """Streams the health of an instance or a fleet: first as it is now, then whenever it changes by `min_change` points or its verdict or
-        first cause changes. Ends only with the client or the server.
+        """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
+        `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
+        load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
         Idempotent: reads only. Call again to resume: the first message is the present state.
 

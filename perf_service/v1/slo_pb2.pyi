@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -55,6 +57,8 @@ class _SLOStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SLOState.Val
     """Measured and missed."""
     SLO_STATE_NOT_MEASURED: _SLOState.ValueType  # 3
     """Not measured: neither met nor missed."""
+    SLO_STATE_UNDECIDED: _SLOState.ValueType  # 4
+    """Measured, but the target lies inside a histogram bucket, and so do the requests that would decide: neither met nor missed is certain."""
 
 class SLOState(_SLOState, metaclass=_SLOStateEnumTypeWrapper):
     """Result of holding a measurement against an objective."""
@@ -67,7 +71,49 @@ SLO_STATE_MISSED: SLOState.ValueType  # 2
 """Measured and missed."""
 SLO_STATE_NOT_MEASURED: SLOState.ValueType  # 3
 """Not measured: neither met nor missed."""
+SLO_STATE_UNDECIDED: SLOState.ValueType  # 4
+"""Measured, but the target lies inside a histogram bucket, and so do the requests that would decide: neither met nor missed is certain."""
 Global___SLOState: _TypeAlias = SLOState  # noqa: Y015
+
+class _BudgetState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_STATE_UNSPECIFIED: _BudgetState.ValueType  # 0
+    """Not told."""
+    BUDGET_STATE_OK: _BudgetState.ValueType  # 1
+    """Budget is left and does not burn fast."""
+    BUDGET_STATE_SLOW_BURN: _BudgetState.ValueType  # 2
+    """Over 6 hours and over 30 minutes it burns at 6 times the sustainable rate or more: worth a ticket."""
+    BUDGET_STATE_FAST_BURN: _BudgetState.ValueType  # 3
+    """Over 1 hour and over 5 minutes it burns at 14.4 times the sustainable rate or more: worth a page."""
+    BUDGET_STATE_EXHAUSTED: _BudgetState.ValueType  # 4
+    """Spent, and not burning fast now."""
+    BUDGET_STATE_UNDECIDED: _BudgetState.ValueType  # 5
+    """The target lies inside a histogram bucket, and its bounds disagree."""
+    BUDGET_STATE_NOT_MEASURED: _BudgetState.ValueType  # 6
+    """No request is known."""
+
+class BudgetState(_BudgetState, metaclass=_BudgetStateEnumTypeWrapper):
+    """What an error budget and its burn rates say together."""
+
+BUDGET_STATE_UNSPECIFIED: BudgetState.ValueType  # 0
+"""Not told."""
+BUDGET_STATE_OK: BudgetState.ValueType  # 1
+"""Budget is left and does not burn fast."""
+BUDGET_STATE_SLOW_BURN: BudgetState.ValueType  # 2
+"""Over 6 hours and over 30 minutes it burns at 6 times the sustainable rate or more: worth a ticket."""
+BUDGET_STATE_FAST_BURN: BudgetState.ValueType  # 3
+"""Over 1 hour and over 5 minutes it burns at 14.4 times the sustainable rate or more: worth a page."""
+BUDGET_STATE_EXHAUSTED: BudgetState.ValueType  # 4
+"""Spent, and not burning fast now."""
+BUDGET_STATE_UNDECIDED: BudgetState.ValueType  # 5
+"""The target lies inside a histogram bucket, and its bounds disagree."""
+BUDGET_STATE_NOT_MEASURED: BudgetState.ValueType  # 6
+"""No request is known."""
+Global___BudgetState: _TypeAlias = BudgetState  # noqa: Y015
 
 @_typing.final
 class SLOTarget(_message.Message):
@@ -146,6 +192,158 @@ class PhaseShares(_message.Message):
 Global___PhaseShares: _TypeAlias = PhaseShares  # noqa: Y015
 
 @_typing.final
+class BurnRate(_message.Message):
+    """How fast an error budget burns over a long and a short window. 1: exactly the budget in its period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LONG_SECONDS_FIELD_NUMBER: _builtins.int
+    SHORT_SECONDS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    LONG_RATE_FIELD_NUMBER: _builtins.int
+    SHORT_RATE_FIELD_NUMBER: _builtins.int
+    LONG_RATE_HIGH_FIELD_NUMBER: _builtins.int
+    SHORT_RATE_HIGH_FIELD_NUMBER: _builtins.int
+    COVERED_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ALERTING_FIELD_NUMBER: _builtins.int
+    long_seconds: _builtins.float
+    """Length of the long window in seconds."""
+    short_seconds: _builtins.float
+    """Length of the short window in seconds."""
+    threshold: _builtins.float
+    """Rate from which it is worth an alert."""
+    long_rate: _builtins.float
+    """Rate over the long window; its certain lower bound where the target lies inside a bucket. Absent: no request in it."""
+    short_rate: _builtins.float
+    """Likewise over the short window."""
+    long_rate_high: _builtins.float
+    """Upper bound over the long window; equal to long_rate where the target is a bucket bound."""
+    short_rate_high: _builtins.float
+    """Upper bound over the short window."""
+    covered_seconds: _builtins.float
+    """How much of the long window is known, in seconds."""
+    requests: _builtins.float
+    """Requests in the long window."""
+    alerting: _builtins.bool
+    """Both windows are certainly above the threshold: it is bad, and it still is."""
+    def __init__(
+        self,
+        *,
+        long_seconds: _builtins.float = ...,
+        short_seconds: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        long_rate: _builtins.float | None = ...,
+        short_rate: _builtins.float | None = ...,
+        long_rate_high: _builtins.float | None = ...,
+        short_rate_high: _builtins.float | None = ...,
+        covered_seconds: _builtins.float = ...,
+        requests: _builtins.float = ...,
+        alerting: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_long_rate", b"_long_rate", "_long_rate_high", b"_long_rate_high", "_short_rate", b"_short_rate", "_short_rate_high", b"_short_rate_high", "long_rate", b"long_rate", "long_rate_high", b"long_rate_high", "short_rate", b"short_rate", "short_rate_high", b"short_rate_high"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_long_rate", b"_long_rate", "_long_rate_high", b"_long_rate_high", "_short_rate", b"_short_rate", "_short_rate_high", b"_short_rate_high", "alerting", b"alerting", "covered_seconds", b"covered_seconds", "long_rate", b"long_rate", "long_rate_high", b"long_rate_high", "long_seconds", b"long_seconds", "requests", b"requests", "short_rate", b"short_rate", "short_rate_high", b"short_rate_high", "short_seconds", b"short_seconds", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__long_rate: _TypeAlias = _typing.Literal["long_rate"]  # noqa: Y015
+    _WhichOneofArgType__long_rate: _TypeAlias = _typing.Literal["_long_rate", b"_long_rate"]  # noqa: Y015
+    _WhichOneofReturnType__long_rate_high: _TypeAlias = _typing.Literal["long_rate_high"]  # noqa: Y015
+    _WhichOneofArgType__long_rate_high: _TypeAlias = _typing.Literal["_long_rate_high", b"_long_rate_high"]  # noqa: Y015
+    _WhichOneofReturnType__short_rate: _TypeAlias = _typing.Literal["short_rate"]  # noqa: Y015
+    _WhichOneofArgType__short_rate: _TypeAlias = _typing.Literal["_short_rate", b"_short_rate"]  # noqa: Y015
+    _WhichOneofReturnType__short_rate_high: _TypeAlias = _typing.Literal["short_rate_high"]  # noqa: Y015
+    _WhichOneofArgType__short_rate_high: _TypeAlias = _typing.Literal["_short_rate_high", b"_short_rate_high"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__long_rate) -> _WhichOneofReturnType__long_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__long_rate_high) -> _WhichOneofReturnType__long_rate_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__short_rate) -> _WhichOneofReturnType__short_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__short_rate_high) -> _WhichOneofReturnType__short_rate_high | None: ...
+
+Global___BurnRate: _TypeAlias = BurnRate  # noqa: Y015
+
+@_typing.final
+class ErrorBudget(_message.Message):
+    """What an objective still allows. Of the requests in the known part of the period, the share 1 - objective_ratio may be bad."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECTIVE_RATIO_FIELD_NUMBER: _builtins.int
+    PERIOD_SECONDS_FIELD_NUMBER: _builtins.int
+    COVERED_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    BAD_LOW_FIELD_NUMBER: _builtins.int
+    BAD_HIGH_FIELD_NUMBER: _builtins.int
+    LEFT_LOW_FIELD_NUMBER: _builtins.int
+    LEFT_HIGH_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_IN_SECONDS_FIELD_NUMBER: _builtins.int
+    BURNS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    objective_ratio: _builtins.float
+    """Share of the requests that must be good."""
+    period_seconds: _builtins.float
+    """Length of the period in seconds: 30 days."""
+    covered_seconds: _builtins.float
+    """How much of the period is known, in seconds. What was not collected is not guessed."""
+    requests: _builtins.float
+    """Requests in the known part."""
+    bad_low: _builtins.float
+    """Bad ones for certain."""
+    bad_high: _builtins.float
+    """Bad ones at most; equal to bad_low where the target is a bucket bound."""
+    left_low: _builtins.float
+    """Share of the budget left, at least. Negative: overspent. Absent: no request is known."""
+    left_high: _builtins.float
+    """Share of the budget left, at most."""
+    exhausted_in_seconds: _builtins.float
+    """Seconds until it is spent at the rate of the last hour, at the earliest. 0: it is spent. Absent: not at this rate."""
+    state: Global___BudgetState.ValueType
+    """All of it in one word."""
+    message: _builtins.str
+    """One sentence with the numbers in it."""
+    @_builtins.property
+    def burns(self) -> _containers.RepeatedCompositeFieldContainer[Global___BurnRate]:
+        """Multi-window burn rates: 1 hour and 5 minutes, 6 hours and 30 minutes."""
+
+    def __init__(
+        self,
+        *,
+        objective_ratio: _builtins.float = ...,
+        period_seconds: _builtins.float = ...,
+        covered_seconds: _builtins.float = ...,
+        requests: _builtins.float = ...,
+        bad_low: _builtins.float = ...,
+        bad_high: _builtins.float = ...,
+        left_low: _builtins.float | None = ...,
+        left_high: _builtins.float | None = ...,
+        exhausted_in_seconds: _builtins.float | None = ...,
+        burns: _abc.Iterable[Global___BurnRate] | None = ...,
+        state: Global___BudgetState.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exhausted_in_seconds", b"_exhausted_in_seconds", "_left_high", b"_left_high", "_left_low", b"_left_low", "exhausted_in_seconds", b"exhausted_in_seconds", "left_high", b"left_high", "left_low", b"left_low"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exhausted_in_seconds", b"_exhausted_in_seconds", "_left_high", b"_left_high", "_left_low", b"_left_low", "bad_high", b"bad_high", "bad_low", b"bad_low", "burns", b"burns", "covered_seconds", b"covered_seconds", "exhausted_in_seconds", b"exhausted_in_seconds", "left_high", b"left_high", "left_low", b"left_low", "message", b"message", "objective_ratio", b"objective_ratio", "period_seconds", b"period_seconds", "requests", b"requests", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exhausted_in_seconds: _TypeAlias = _typing.Literal["exhausted_in_seconds"]  # noqa: Y015
+    _WhichOneofArgType__exhausted_in_seconds: _TypeAlias = _typing.Literal["_exhausted_in_seconds", b"_exhausted_in_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__left_high: _TypeAlias = _typing.Literal["left_high"]  # noqa: Y015
+    _WhichOneofArgType__left_high: _TypeAlias = _typing.Literal["_left_high", b"_left_high"]  # noqa: Y015
+    _WhichOneofReturnType__left_low: _TypeAlias = _typing.Literal["left_low"]  # noqa: Y015
+    _WhichOneofArgType__left_low: _TypeAlias = _typing.Literal["_left_low", b"_left_low"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exhausted_in_seconds) -> _WhichOneofReturnType__exhausted_in_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_high) -> _WhichOneofReturnType__left_high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__left_low) -> _WhichOneofReturnType__left_low | None: ...
+
+Global___ErrorBudget: _TypeAlias = ErrorBudget  # noqa: Y015
+
+@_typing.final
 class SLOStatus(_message.Message):
     """One objective against what was measured."""
 
@@ -163,6 +361,7 @@ class SLOStatus(_message.Message):
     PHASES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     COMPLIANT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     state: Global___SLOState.ValueType
     """The result."""
     current_value: _builtins.float
@@ -191,6 +390,10 @@ class SLOStatus(_message.Message):
     def phases(self) -> Global___PhaseShares:
         """Attribution of a missed latency objective."""
 
+    @_builtins.property
+    def budget(self) -> Global___ErrorBudget:
+        """The error budget over the stored history. Absent: the objective has none (a mean, a rate), or nothing is stored."""
+
     def __init__(
         self,
         *,
@@ -206,10 +409,11 @@ class SLOStatus(_message.Message):
         phases: Global___PhaseShares | None = ...,
         message: _builtins.str = ...,
         compliant: _builtins.bool = ...,
+        budget: Global___ErrorBudget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attainment_high", b"_attainment_high", "_attainment_low", b"_attainment_low", "_attainment_ratio", b"_attainment_ratio", "_current_value", b"_current_value", "_high", b"_high", "_low", b"_low", "attainment_high", b"attainment_high", "attainment_low", b"attainment_low", "attainment_ratio", b"attainment_ratio", "current_value", b"current_value", "high", b"high", "low", b"low", "phases", b"phases", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attainment_high", b"_attainment_high", "_attainment_low", b"_attainment_low", "_attainment_ratio", b"_attainment_ratio", "_current_value", b"_current_value", "_high", b"_high", "_low", b"_low", "attainment_high", b"attainment_high", "attainment_low", b"attainment_low", "attainment_ratio", b"attainment_ratio", "budget", b"budget", "current_value", b"current_value", "high", b"high", "low", b"low", "phases", b"phases", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attainment_high", b"_attainment_high", "_attainment_low", b"_attainment_low", "_attainment_ratio", b"_attainment_ratio", "_current_value", b"_current_value", "_high", b"_high", "_low", b"_low", "attainment_high", b"attainment_high", "attainment_low", b"attainment_low", "attainment_ratio", b"attainment_ratio", "compliant", b"compliant", "current_value", b"current_value", "high", b"high", "low", b"low", "message", b"message", "phases", b"phases", "samples", b"samples", "state", b"state", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attainment_high", b"_attainment_high", "_attainment_low", b"_attainment_low", "_attainment_ratio", b"_attainment_ratio", "_current_value", b"_current_value", "_high", b"_high", "_low", b"_low", "attainment_high", b"attainment_high", "attainment_low", b"attainment_low", "attainment_ratio", b"attainment_ratio", "budget", b"budget", "compliant", b"compliant", "current_value", b"current_value", "high", b"high", "low", b"low", "message", b"message", "phases", b"phases", "samples", b"samples", "state", b"state", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attainment_high: _TypeAlias = _typing.Literal["attainment_high"]  # noqa: Y015
     _WhichOneofArgType__attainment_high: _TypeAlias = _typing.Literal["_attainment_high", b"_attainment_high"]  # noqa: Y015

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from perf_service.models.analysis import PhaseShares, SLOStatus
+from perf_service.models.analysis import BurnRate, ErrorBudget, PhaseShares, SLOStatus
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.slo import SLO_METRICS, SLO_RATES, SLOTarget
 from perf_service.rpc.convert.mirror import Mirror
@@ -12,6 +12,8 @@ from perf_service.v1 import slo_pb2
 
 SLO_TARGET = Mirror(SLOTarget, slo_pb2.SLOTarget)
 PHASE_SHARES = Mirror(PhaseShares, slo_pb2.PhaseShares)
+BURN_RATE = Mirror(BurnRate, slo_pb2.BurnRate)
+ERROR_BUDGET = Mirror(ErrorBudget, slo_pb2.ErrorBudget)
 SLO_STATUS = Mirror(SLOStatus, slo_pb2.SLOStatus, derived={"compliant": "compliant"})
 
 
