@@ -22,7 +22,7 @@ import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
 from perf_service.collectors.discovering import DiscoveringScrape
-from perf_service.collectors.fetch import Fetcher
+from perf_service.collectors.lean import LeanFetcher
 from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape, SharedScrape
 from perf_service.collectors.transport import NetworkPolicy
@@ -107,7 +107,7 @@ class App:
     async def start(self) -> None:
         """Scrape, drive rollouts (those that a restart interrupted first) and serve. Nothing is left behind where a step fails."""
         settings = self.settings
-        self._fetcher = Fetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
+        self._fetcher = LeanFetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
         scrape = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
         source = SharedScrape(DiscoveringScrape(scrape, self._fetcher))
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time, environment=engine_environment())

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from perf_service.collectors.discovery import Discovery, discover
-from perf_service.collectors.fetch import Fetcher
+from perf_service.collectors.fetch import PageFetcher
 from perf_service.collectors.source import MetricsSource
 from perf_service.models.errors import CollectError
 from perf_service.models.fleet import Instance
@@ -25,7 +25,7 @@ class DiscoveringScrape:
     that nobody tells stays unknown. Never makes a scrape fail that has succeeded.
     """
 
-    def __init__(self, source: MetricsSource, fetcher: Fetcher) -> None:
+    def __init__(self, source: MetricsSource, fetcher: PageFetcher) -> None:
         self._source = source
         self._fetcher = fetcher
         self._known: dict[tuple[str, str], tuple[float | None, float, Discovery]] = {}

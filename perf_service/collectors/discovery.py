@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from perf_service.collectors.fetch import Fetcher, base_url
+from perf_service.collectors.fetch import PageFetcher, base_url
 from perf_service.models.config import EngineConfig, KnobValue, Source
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import Engine
@@ -159,7 +159,7 @@ class Discovery:
         )
 
 
-async def discover(fetcher: Fetcher, engine: Engine, endpoint: str) -> Discovery:
+async def discover(fetcher: PageFetcher, engine: Engine, endpoint: str) -> Discovery:
     """Ask the engine at `endpoint`. Endpoints that are missing or answer nonsense are passed over; none of them is required.
 
     Raises:

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -19,7 +19,7 @@ from perf_service.models.errors import CollectError, ErrorReason
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
-_ACCEPT: Final = "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"
+ACCEPT: Final = "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"
 _HTML: Final = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
@@ -42,6 +42,22 @@ class FetchedPage:
     url: str
     body: bytes
     content_type: str = ""
+
+
+class PageFetcher(Protocol):
+    """What the sources need of a fetcher: `Fetcher` (httpx), or `lean.LeanFetcher` for pages by the hundred a second."""
+
+    async def fetch(self, endpoint: str) -> FetchedPage:
+        """The metrics page of an engine. Raises as `Fetcher.fetch`."""
+        ...
+
+    async def fetch_json(self, url: str) -> dict[str, Any]:
+        """A JSON object. Raises as `Fetcher.fetch_json`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
 
 
 def looks_like_html(body: bytes) -> bool:
@@ -68,13 +84,13 @@ def metrics_url(endpoint: str) -> str:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise _invalid(endpoint, str(error)) from error
+        raise invalid(endpoint, str(error)) from error
     if parts.scheme not in ("http", "https"):
-        raise _invalid(endpoint, f"its scheme is {parts.scheme!r}, not http or https")
+        raise invalid(endpoint, f"its scheme is {parts.scheme!r}, not http or https")
     if not host or any(char.isspace() or ord(char) < 32 for char in text):
-        raise _invalid(endpoint, "it has no host" if not host else "it contains white space")
+        raise invalid(endpoint, "it has no host" if not host else "it contains white space")
     if parts.username is not None or parts.password is not None:
-        raise _invalid(f"{parts.scheme}://...@{host}", "it carries credentials, which would end up in logs")
+        raise invalid(f"{parts.scheme}://...@{host}", "it carries credentials, which would end up in logs")
     path = parts.path.rstrip("/")
     if not path.endswith("/metrics"):
         path += "/metrics"
@@ -102,7 +118,7 @@ class Fetcher:
             timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
             follow_redirects=False,
             trust_env=False,
-            headers={"Accept": _ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
+            headers={"Accept": ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
         )
 
     async def __aenter__(self) -> Fetcher:
@@ -128,19 +144,12 @@ class Fetcher:
         """
         page = await self._get(metrics_url(endpoint))
         if check_body:
-            _check_body(page)
+            check_body_of(page)
         return page
 
     async def fetch_json(self, url: str) -> dict[str, Any]:
         """A JSON object from an engine's introspection endpoint. Raises as `fetch`, BODY_NOT_METRICS for other content."""
-        page = await self._get(url)
-        try:
-            content = json.loads(page.body)
-        except ValueError as error:
-            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} does not answer with JSON.", {"url": url}) from error
-        if not isinstance(content, dict):
-            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} does not answer with a JSON object.", {"url": url})
-        return content
+        return json_object(await self._get(url))
 
     async def _get(self, url: str) -> FetchedPage:
         try:
@@ -149,24 +158,50 @@ class Fetcher:
         except CollectError:
             raise
         except (httpx.TimeoutException, TimeoutError) as error:
-            raise EndpointTimeoutError(
-                ErrorReason.ENDPOINT_TIMEOUT,
-                f"{url} did not answer within {self.timeout:g} s. Check that the engine is not hung, or raise the timeout.",
-                {"url": url, "timeout_seconds": f"{self.timeout:g}"},
-                retry_after_seconds=self.timeout,
-            ) from error
+            raise timed_out(url, self.timeout) from error
         except httpx.DecodingError as error:
-            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} sent a body that cannot be read: {error}.", {"url": url}) from error
+            raise not_readable(url, str(error)) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise _invalid(url, str(error)) from error
+            raise invalid(url, str(error)) from error
         except (httpx.HTTPError, OSError) as error:
-            raise EndpointUnreachableError(
-                ErrorReason.ENDPOINT_UNREACHABLE,
-                f"{url} cannot be reached: {str(error) or type(error).__name__}. Check the address, and that the engine runs.",
-                {"url": url},
-                retry_after_seconds=5.0,
-            ) from error
+            raise unreachable(url, error) from error
         return _page_of(url, response)
+
+
+def timed_out(url: str, seconds: float) -> EndpointTimeoutError:
+    """The error for a page that did not come within the time."""
+    return EndpointTimeoutError(
+        ErrorReason.ENDPOINT_TIMEOUT,
+        f"{url} did not answer within {seconds:g} s. Check that the engine is not hung, or raise the timeout.",
+        {"url": url, "timeout_seconds": f"{seconds:g}"},
+        retry_after_seconds=seconds,
+    )
+
+
+def unreachable(url: str, error: Exception) -> EndpointUnreachableError:
+    """The error for a connection that could not be made, or broke."""
+    return EndpointUnreachableError(
+        ErrorReason.ENDPOINT_UNREACHABLE,
+        f"{url} cannot be reached: {str(error) or type(error).__name__}. Check the address, and that the engine runs.",
+        {"url": url},
+        retry_after_seconds=5.0,
+    )
+
+
+def not_readable(url: str, why: str) -> CollectError:
+    """The error for an answer or a body that cannot be decoded."""
+    return CollectError(ErrorReason.BODY_NOT_METRICS, f"{url} sent a body that cannot be read: {why}.", {"url": url})
+
+
+def json_object(page: FetchedPage) -> dict[str, Any]:
+    """The JSON object in a page. Raises CollectError BODY_NOT_METRICS for other content."""
+    try:
+        content = json.loads(page.body)
+    except ValueError as error:
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{page.url} does not answer with JSON.", {"url": page.url}) from error
+    if not isinstance(content, dict):
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{page.url} does not answer with a JSON object.", {"url": page.url})
+    return content
 
 
 def _page_of(url: str, response: Any) -> FetchedPage:
@@ -176,6 +211,14 @@ def _page_of(url: str, response: Any) -> FetchedPage:
     if isinstance(response, httpx.Response):
         content_type = response.headers.get("content-type", "")
         location = response.headers.get("location", "")
+        body = response.content
+    else:
+        body = response.text.encode("utf-8", "replace") if isinstance(response.text, str) else bytes(response.text)
+    return checked_page(url, status, body, content_type, location)
+
+
+def checked_page(url: str, status: int, body: bytes, content_type: str, location: str) -> FetchedPage:
+    """The page of an answer. Raises EndpointStatusError for any status but 200."""
     if 300 <= status < 400:
         raise EndpointStatusError(
             ErrorReason.ENDPOINT_REDIRECTED,
@@ -189,10 +232,6 @@ def _page_of(url: str, response: Any) -> FetchedPage:
             f"{url} answered HTTP {status}. {_status_hint(status)}",
             {"url": url, "status": str(status)},
         )
-    if isinstance(response, httpx.Response):
-        body = response.content
-    else:
-        body = response.text.encode("utf-8", "replace") if isinstance(response.text, str) else bytes(response.text)
     return FetchedPage(url, body, content_type)
 
 
@@ -204,7 +243,8 @@ def _status_hint(status: int) -> str:
     return "The engine may be starting or broken; see its log."
 
 
-def _check_body(page: FetchedPage) -> None:
+def check_body_of(page: FetchedPage) -> None:
+    """Raise CollectError BODY_EMPTY or BODY_NOT_METRICS where the page is plainly no metrics page."""
     if not page.body.strip():
         raise CollectError(
             ErrorReason.BODY_EMPTY,
@@ -221,7 +261,8 @@ def _check_body(page: FetchedPage) -> None:
         )
 
 
-def _invalid(endpoint: str, why: str) -> CollectError:
+def invalid(endpoint: str, why: str) -> CollectError:
+    """The error for an address that is none."""
     return CollectError(
         ErrorReason.ENDPOINT_INVALID,
         f"{endpoint!r} is not an endpoint: {why}. Write for example http://10.0.0.5:8000.",

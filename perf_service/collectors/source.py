@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from perf_service.collectors.dialects import detect_engine
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES, body_too_large
-from perf_service.collectors.fetch import Fetcher, looks_like_html
+from perf_service.collectors.fetch import PageFetcher, looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
@@ -36,7 +36,7 @@ class MetricsSource(Protocol):
 class DirectScrape:
     """Reads the instance's own /metrics page. Strict: a page that is not the told engine's is an error."""
 
-    def __init__(self, fetcher: Fetcher, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> None:
+    def __init__(self, fetcher: PageFetcher, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> None:
         self._fetcher = fetcher
         self._builders = {engine: SnapshotBuilder(engine, max_body_bytes=max_body_bytes) for engine in Engine}
 

@@ -31,7 +31,7 @@ DEFAULT_DENIED_NETWORKS: Final[tuple[_Network, ...]] = (
 )
 """Link-local addresses: the metadata services of the clouds (the last one is Amazon's over IPv6)."""
 
-_KEEPALIVE_SECONDS: Final = 60.0
+KEEPALIVE_SECONDS: Final = 60.0
 _HTTPCORE_TO_HTTPX: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
     (httpcore.ReadTimeout, httpx.ReadTimeout),
@@ -130,7 +130,7 @@ class LimitedTransport(httpx.AsyncBaseTransport):
         self._pool = httpcore.AsyncConnectionPool(
             max_connections=max_connections,
             max_keepalive_connections=max_connections,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
+            keepalive_expiry=KEEPALIVE_SECONDS,
             network_backend=GuardedBackend(policy),
         )
 

@@ -14,6 +14,7 @@ import pytest
 
 from perf_service.collectors.discovery import discover
 from perf_service.collectors.fetch import EndpointStatusError, EndpointTimeoutError, EndpointUnreachableError, Fetcher
+from perf_service.collectors.lean import LeanFetcher
 from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape
 from perf_service.collectors.transport import NetworkPolicy
@@ -22,6 +23,7 @@ from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import Instance
 from perf_service.models.metrics import Counter, Engine, Gauge, IssueCode, Snapshot
 
+Kind = type[Fetcher] | type[LeanFetcher]
 Handler = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 PAGE = gzip.decompress((FIXTURES / "captures/c_kv_bad_r2/010.prom.gz").read_bytes())
@@ -69,8 +71,15 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def reason_from(endpoint: str, **options: float | int) -> CollectError:
-    async with Fetcher(timeout=float(options.get("timeout", 5.0)), max_body_bytes=int(options.get("max_body_bytes", 1_000_000))) as fetcher:
+@pytest.fixture(params=[Fetcher, LeanFetcher])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Both fetchers hold the same promises."""
+    chosen: Kind = request.param
+    return chosen
+
+
+async def reason_from(kind: Kind, endpoint: str, **options: float | int) -> CollectError:
+    async with kind(timeout=float(options.get("timeout", 5.0)), max_body_bytes=int(options.get("max_body_bytes", 1_000_000))) as fetcher:
         with pytest.raises(CollectError) as error:
             await DirectScrape(fetcher).snapshot(Instance("i", Engine.VLLM, endpoint), 1.0)
         return error.value
@@ -111,33 +120,33 @@ async def test_a_packed_page() -> None:
     ],
     ids=["redirect", "404", "500", "html", "empty", "binary", "other engine", "false gzip", "cut gzip", "not http", "large"],
 )
-async def test_bad_answers_have_a_reason(response: bytes, reason: ErrorReason) -> None:
+async def test_bad_answers_have_a_reason(kind: Kind, response: bytes, reason: ErrorReason) -> None:
     async with serving(answering(response)) as url:
-        error = await reason_from(url)
+        error = await reason_from(kind, url)
     assert error.reason is reason
     assert url in error.message or reason in (ErrorReason.ENGINE_MISMATCH, ErrorReason.BODY_TOO_LARGE, ErrorReason.BODY_NOT_METRICS)
 
 
-async def test_a_redirect_is_not_followed() -> None:
+async def test_a_redirect_is_not_followed(kind: Kind) -> None:
     reached: list[str] = []
     async with (
         serving(answering(http(PAGE), reached)) as target,
         serving(answering(http(b"", "301 Moved", f"Location: {target}/metrics\r\n"))) as url,
     ):
-        assert isinstance(await reason_from(url), EndpointStatusError)
+        assert isinstance(await reason_from(kind, url), EndpointStatusError)
     assert reached == []
 
 
-async def test_nobody_listens() -> None:
+async def test_nobody_listens(kind: Kind) -> None:
     async with serving(answering(b"")) as url:
         pass
-    error = await reason_from(url)
+    error = await reason_from(kind, url)
     assert isinstance(error, EndpointUnreachableError)
     assert isinstance(error, ConnectionError)
 
 
 @pytest.mark.parametrize("begins", [False, True])
-async def test_a_server_that_hangs_is_left_in_time(begins: bool) -> None:
+async def test_a_server_that_hangs_is_left_in_time(kind: Kind, begins: bool) -> None:
     async def hang(request: str, writer: asyncio.StreamWriter) -> None:
         if begins:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nvllm:num")
@@ -145,13 +154,13 @@ async def test_a_server_that_hangs_is_left_in_time(begins: bool) -> None:
 
     async with serving(hang) as url:
         start = time.monotonic()
-        error = await reason_from(url, timeout=0.2)
+        error = await reason_from(kind, url, timeout=0.2)
     assert isinstance(error, EndpointTimeoutError)
     assert isinstance(error, TimeoutError)
     assert time.monotonic() - start < 2.0
 
 
-async def test_a_server_that_drips_is_left_in_time() -> None:
+async def test_a_server_that_drips_is_left_in_time(kind: Kind) -> None:
     async def drip(request: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
@@ -160,21 +169,21 @@ async def test_a_server_that_drips_is_left_in_time() -> None:
             await asyncio.sleep(0.02)
 
     async with serving(drip) as url:
-        assert isinstance(await reason_from(url, timeout=0.3), EndpointTimeoutError)
+        assert isinstance(await reason_from(kind, url, timeout=0.3), EndpointTimeoutError)
 
 
-async def test_a_connection_that_breaks_off() -> None:
+async def test_a_connection_that_breaks_off(kind: Kind) -> None:
     async def break_off(request: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nvllm:num_requests_running 1\n")
         await writer.drain()
         writer.close()
 
     async with serving(break_off) as url:
-        assert (await reason_from(url)).reason is ErrorReason.ENDPOINT_UNREACHABLE
+        assert (await reason_from(kind, url)).reason is ErrorReason.ENDPOINT_UNREACHABLE
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
-async def test_a_hundred_megabytes_are_cut_off(is_packed: bool) -> None:
+async def test_a_hundred_megabytes_are_cut_off(kind: Kind, is_packed: bool) -> None:
     """Neither the plain flood nor the packed one is read to its end."""
     sent = 0
 
@@ -189,7 +198,7 @@ async def test_a_hundred_megabytes_are_cut_off(is_packed: bool) -> None:
             await writer.drain()
 
     async with serving(flood) as url:
-        error = await reason_from(url, max_body_bytes=500_000)
+        error = await reason_from(kind, url, max_body_bytes=500_000)
     assert error.reason is ErrorReason.BODY_TOO_LARGE
     assert sent < 20_000_000
 
@@ -211,24 +220,24 @@ async def test_doubtful_values_are_marked_not_fatal() -> None:
         assert snapshot.quality.has(code)
 
 
-async def test_a_name_is_checked_by_what_it_resolves_to() -> None:
+async def test_a_name_is_checked_by_what_it_resolves_to(kind: Kind) -> None:
     async with serving(answering(http(PAGE))) as url:
         port = url.rsplit(":", 1)[1]
-        async with Fetcher(timeout=5) as fetcher:
+        async with kind(timeout=5) as fetcher:
             assert (await fetcher.fetch(f"http://localhost:{port}")).body == PAGE
-        async with Fetcher(timeout=5, policy=NetworkPolicy.of(denied=["127.0.0.0/8", "::1/128"])) as fetcher:
+        async with kind(timeout=5, policy=NetworkPolicy.of(denied=["127.0.0.0/8", "::1/128"])) as fetcher:
             with pytest.raises(CollectError) as error:
                 await fetcher.fetch(f"http://localhost:{port}")
     assert error.value.reason is ErrorReason.ENDPOINT_FORBIDDEN
     assert error.value.metadata["host"] == "localhost"
 
 
-async def test_metadata_services_are_refused_without_a_connection() -> None:
+async def test_metadata_services_are_refused_without_a_connection(kind: Kind) -> None:
     for endpoint in ("http://169.254.169.254", "http://[fe80::1]:80", "http://[::ffff:a9fe:a9fe]"):
-        assert (await reason_from(endpoint, timeout=1.0)).reason is ErrorReason.ENDPOINT_FORBIDDEN
+        assert (await reason_from(kind, endpoint, timeout=1.0)).reason is ErrorReason.ENDPOINT_FORBIDDEN
 
 
-async def test_an_engine_is_asked_for_its_configuration() -> None:
+async def test_an_engine_is_asked_for_its_configuration(kind: Kind) -> None:
     answers = {
         "/version": b'{"version": "0.32.0"}',
         "/v1/models": b'{"data": [{"id": "tiny", "max_model_len": 2048}]}',
@@ -239,7 +248,7 @@ async def test_an_engine_is_asked_for_its_configuration() -> None:
         writer.write(http(body) if body else http(b"{}", "404 Not Found"))
         await writer.drain()
 
-    async with serving(handle) as url, Fetcher(timeout=5) as fetcher:
+    async with serving(handle) as url, kind(timeout=5) as fetcher:
         found = await discover(fetcher, Engine.VLLM, url + "/metrics")
     assert (found.engine_version, found.model_name, found.config.get("max_model_len")) == ("0.32.0", "tiny", 2048)
 
@@ -249,7 +258,7 @@ class RealClock:
     time = staticmethod(time.time)
 
 
-async def test_the_scheduler_scrapes_real_servers_beside_a_hung_one() -> None:
+async def test_the_scheduler_scrapes_real_servers_beside_a_hung_one(kind: Kind) -> None:
     seen: dict[str, int] = {}
     enough = asyncio.Event()
 
@@ -262,7 +271,7 @@ async def test_the_scheduler_scrapes_real_servers_beside_a_hung_one() -> None:
     async def hang(request: str, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async with serving(answering(http(PAGE))) as good, serving(hang) as bad, Fetcher(timeout=5) as fetcher:
+    async with serving(answering(http(PAGE))) as good, serving(hang) as bad, kind(timeout=5) as fetcher:
         scheduler = ScrapeScheduler(DirectScrape(fetcher), keep, clock=RealClock(), rng=random.Random(1), concurrency=3)
         scheduler.add(Instance("hung", Engine.VLLM, bad, scrape_interval_seconds=0.05))
         for number in range(5):
