@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, rules_events, rules_queue, series, trust, upgrade
+from perf_service.analysis import attribution, detector, facts, health, measure, rules_events, rules_queue, series, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import error_count, evaluate
 from perf_service.collectors.fleet_window import fleet_window
@@ -72,7 +72,7 @@ _SETTLE_SECONDS = 60.0  # after a load step a queue needs about this long to sho
 def _of_pages(window: Window, pages: Sequence[Snapshot], targets: tuple[SLOTarget, ...], config: EngineConfig | None) -> Analysis:
     full = config.over(window.config) if config else window.config
     parts = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
-    return _analysis(facts.facts_of(window, full, parts, pages), targets, None)
+    return _analysis(measure.facts_of(window, full, parts, pages), targets, None)
 
 
 def _with_changes(analysis: Analysis, pages: list[Snapshot], parts: list[Window], again: Callable[[list[Snapshot]], Analysis]) -> Analysis:
@@ -158,7 +158,7 @@ def analyze_fleet(
     _check_engine(engine, merged)
     full = config.over(merged.config) if config else merged.config
     loads = {name: part.gauges for name, part in usable.items()}
-    return _with_fleet(_analysis(facts.facts_of(merged, full), tuple(slo_targets or ()), loads), fleet_id)
+    return _with_fleet(_analysis(measure.facts_of(merged, full), tuple(slo_targets or ()), loads), fleet_id)
 
 
 def _with_fleet(analysis: Analysis, fleet_id: str) -> Analysis:
