@@ -71,6 +71,9 @@ class ErrorReason(StrEnum):
     RATE_LIMITED = "RATE_LIMITED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL = "INTERNAL"
+    # Collecting from a Prometheus
+    SERIES_NOT_FOUND = "SERIES_NOT_FOUND"
+    SERIES_AMBIGUOUS = "SERIES_AMBIGUOUS"
 
 
 class PerfServiceError(Exception):

@@ -42,12 +42,26 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
+class PrometheusSource:
+    """A server with the Prometheus HTTP API that already scrapes an engine, and which of its series are the engine's.
+
+    `url` is the base under which `/api/v1/query` is found; `match` PromQL label matchers that select one engine server. The token and the
+    values of the headers are secrets: they are in no representation of this object.
+    """
+
+    url: str
+    match: str = ""  # e.g. 'job="vllm",instance="10.0.0.1:8000"'
+    bearer_token: str = field(default="", repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # e.g. X-Scope-OrgID
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One engine server."""
 
     instance_id: str
     engine: Engine
-    endpoint: str  # base URL or /metrics URL
+    endpoint: str  # base URL or /metrics URL; may be empty where `prometheus` is told
     fleet_id: str = ""
     engine_version: str = ""  # empty: unknown, discovered where the engine tells it
     model_name: str = ""
@@ -58,6 +72,7 @@ class Instance:
     created_at: float = 0.0
     updated_at: float = 0.0
     etag: str = ""
+    prometheus: PrometheusSource | None = None  # told: its metrics are read from there, not from the endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ TABLE: Final[Mapping[ErrorReason, Spec]] = {
     ErrorReason.ENGINE_UNKNOWN: _STATE,
     ErrorReason.ENGINE_MISMATCH: _STATE,
     ErrorReason.NOT_ENOUGH_DATA: Spec(StatusCode.FAILED_PRECONDITION, 30.0),
+    ErrorReason.SERIES_NOT_FOUND: _STATE,
+    ErrorReason.SERIES_AMBIGUOUS: _STATE,
     ErrorReason.KNOB_UNKNOWN: _BAD,
     ErrorReason.KNOB_VALUE_INVALID: _BAD,
     ErrorReason.KNOB_NOT_IN_VERSION: _STATE,

@@ -336,6 +336,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Status: INTERNAL.
     Example: {"reason": "INTERNAL", "domain": "perf-service", "metadata": {"correlation_id": "5f0c1d9e"}}
     """
+    ERROR_REASON_SERIES_NOT_FOUND: _ErrorReason.ValueType  # 53
+    """The matchers select no series of an engine in the Prometheus, or none that is recent. Correct them; the message names what there is.
+
+    Status: FAILED_PRECONDITION.
+    Example: {"reason": "SERIES_NOT_FOUND", "domain": "perf-service", "metadata": {"url": "http://prometheus:9090", "match": "job=\\"vlm\\""}}
+    """
+    ERROR_REASON_SERIES_AMBIGUOUS: _ErrorReason.ValueType  # 54
+    """The matchers select the series of several engines. Add the label that tells them apart; the message lists them.
+
+    Status: FAILED_PRECONDITION.
+    Example: {"reason": "SERIES_AMBIGUOUS", "domain": "perf-service", "metadata": {"match": "job=\\"vllm\\"", "instances": "a:8000, b:8000"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Machine-readable cause of an error.
@@ -659,5 +671,17 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 52
 
 Status: INTERNAL.
 Example: {"reason": "INTERNAL", "domain": "perf-service", "metadata": {"correlation_id": "5f0c1d9e"}}
+"""
+ERROR_REASON_SERIES_NOT_FOUND: ErrorReason.ValueType  # 53
+"""The matchers select no series of an engine in the Prometheus, or none that is recent. Correct them; the message names what there is.
+
+Status: FAILED_PRECONDITION.
+Example: {"reason": "SERIES_NOT_FOUND", "domain": "perf-service", "metadata": {"url": "http://prometheus:9090", "match": "job=\\"vlm\\""}}
+"""
+ERROR_REASON_SERIES_AMBIGUOUS: ErrorReason.ValueType  # 54
+"""The matchers select the series of several engines. Add the label that tells them apart; the message lists them.
+
+Status: FAILED_PRECONDITION.
+Example: {"reason": "SERIES_AMBIGUOUS", "domain": "perf-service", "metadata": {"match": "job=\\"vllm\\"", "instances": "a:8000, b:8000"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -29,7 +29,7 @@ from perf_service.v1 import config_pb2 as perf__service_dot_v1_dot_config__pb2
 from perf_service.v1 import engine_pb2 as perf__service_dot_v1_dot_engine__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eperf_service/v1/instance.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cperf_service/v1/config.proto\x1a\x1cperf_service/v1/engine.proto\"\x94\x07\n\x08Instance\x12]\n\x0binstance_id\x18\x01 \x01(\tB<\xe2\x41\x01\x05\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\ninstanceId\x12=\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x17.perf_service.v1.EngineB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01R\x06\x65ngine\x12(\n\x08\x65ndpoint\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x02\xbaH\x05r\x03\x18\x80\x10R\x08\x65ndpoint\x12S\n\x08\x66leet_id\x18\x04 \x01(\tB8\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\x07\x66leetId\x12.\n\x0e\x65ngine_version\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@R\rengineVersion\x12\'\n\nmodel_name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\tmodelName\x12\x35\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1d.perf_service.v1.EngineConfigR\x06\x63onfig\x12\x35\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.perf_service.v1.HardwareR\x08hardware\x12W\n\x06labels\x18\t \x03(\x0b\x32%.perf_service.v1.Instance.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x04R\x06labels\x12T\n\x17scrape_interval_seconds\x18\n \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00 \xac@)\x00\x00\x00\x00\x00\x00\xf0?H\x00R\x15scrapeIntervalSeconds\x88\x01\x01\x12?\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tcreatedAt\x12?\n\nupdated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tupdatedAt\x12\x1c\n\x04\x65tag\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x1a\n\x18_scrape_interval_secondsBP\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eperf_service/v1/instance.proto\x12\x0fperf_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cperf_service/v1/config.proto\x1a\x1cperf_service/v1/engine.proto\"\x9f\x02\n\x10PrometheusSource\x12\x1c\n\x03url\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10R\x03url\x12 \n\x05match\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 R\x05match\x12+\n\x0c\x62\x65\x61rer_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@R\x0b\x62\x65\x61rerToken\x12\x62\n\x07headers\x18\x04 \x03(\x0b\x32..perf_service.v1.PrometheusSource.HeadersEntryB\x18\xbaH\x15\x9a\x01\x12\x10\x10\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80@R\x07headers\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xd3\x07\n\x08Instance\x12]\n\x0binstance_id\x18\x01 \x01(\tB<\xe2\x41\x01\x05\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\ninstanceId\x12=\n\x06\x65ngine\x18\x02 \x01(\x0e\x32\x17.perf_service.v1.EngineB\x0c\xe2\x41\x01\x02\xbaH\x05\x82\x01\x02\x10\x01R\x06\x65ngine\x12$\n\x08\x65ndpoint\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10R\x08\x65ndpoint\x12S\n\x08\x66leet_id\x18\x04 \x01(\tB8\xbaH5r3\x18\x80\x01\x32.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$R\x07\x66leetId\x12.\n\x0e\x65ngine_version\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@R\rengineVersion\x12\'\n\nmodel_name\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\tmodelName\x12\x35\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1d.perf_service.v1.EngineConfigR\x06\x63onfig\x12\x35\n\x08hardware\x18\x08 \x01(\x0b\x32\x19.perf_service.v1.HardwareR\x08hardware\x12W\n\x06labels\x18\t \x03(\x0b\x32%.perf_service.v1.Instance.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\x07r\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x04R\x06labels\x12T\n\x17scrape_interval_seconds\x18\n \x01(\x01\x42\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00 \xac@)\x00\x00\x00\x00\x00\x00\xf0?H\x00R\x15scrapeIntervalSeconds\x88\x01\x01\x12?\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tcreatedAt\x12?\n\nupdated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tupdatedAt\x12\x1c\n\x04\x65tag\x18\r \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12\x41\n\nprometheus\x18\x0e \x01(\x0b\x32!.perf_service.v1.PrometheusSourceR\nprometheus\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x1a\n\x18_scrape_interval_secondsBP\n\x11io.perfservice.v1P\x01Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'perf_service.v1.instance_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\021io.perfservice.v1P\001Z9perf-service/clients/go/gen/perf_service/v1;perfservicev1'
+  _globals['_PROMETHEUSSOURCE_HEADERSENTRY']._loaded_options = None
+  _globals['_PROMETHEUSSOURCE_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['url']._loaded_options = None
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['url']._serialized_options = b'\272H\007r\005\020\001\030\200\020'
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['match']._loaded_options = None
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['match']._serialized_options = b'\272H\007r\005\020\001\030\200 '
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['bearer_token']._loaded_options = None
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['bearer_token']._serialized_options = b'\272H\005r\003\030\200@'
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['headers']._loaded_options = None
+  _globals['_PROMETHEUSSOURCE'].fields_by_name['headers']._serialized_options = b'\272H\025\232\001\022\020\020\"\007r\005\020\001\030\200\001*\005r\003\030\200@'
   _globals['_INSTANCE_LABELSENTRY']._loaded_options = None
   _globals['_INSTANCE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_INSTANCE'].fields_by_name['instance_id']._loaded_options = None
@@ -44,7 +54,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCE'].fields_by_name['engine']._loaded_options = None
   _globals['_INSTANCE'].fields_by_name['engine']._serialized_options = b'\342A\001\002\272H\005\202\001\002\020\001'
   _globals['_INSTANCE'].fields_by_name['endpoint']._loaded_options = None
-  _globals['_INSTANCE'].fields_by_name['endpoint']._serialized_options = b'\342A\001\002\272H\005r\003\030\200\020'
+  _globals['_INSTANCE'].fields_by_name['endpoint']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_INSTANCE'].fields_by_name['fleet_id']._loaded_options = None
   _globals['_INSTANCE'].fields_by_name['fleet_id']._serialized_options = b'\272H5r3\030\200\0012.^([A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?)?$'
   _globals['_INSTANCE'].fields_by_name['engine_version']._loaded_options = None
@@ -61,8 +71,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCE'].fields_by_name['updated_at']._serialized_options = b'\342A\001\003'
   _globals['_INSTANCE'].fields_by_name['etag']._loaded_options = None
   _globals['_INSTANCE'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
-  _globals['_INSTANCE']._serialized_start=207
-  _globals['_INSTANCE']._serialized_end=1123
-  _globals['_INSTANCE_LABELSENTRY']._serialized_start=1038
-  _globals['_INSTANCE_LABELSENTRY']._serialized_end=1095
+  _globals['_PROMETHEUSSOURCE']._serialized_start=207
+  _globals['_PROMETHEUSSOURCE']._serialized_end=494
+  _globals['_PROMETHEUSSOURCE_HEADERSENTRY']._serialized_start=436
+  _globals['_PROMETHEUSSOURCE_HEADERSENTRY']._serialized_end=494
+  _globals['_INSTANCE']._serialized_start=497
+  _globals['_INSTANCE']._serialized_end=1476
+  _globals['_INSTANCE_LABELSENTRY']._serialized_start=1391
+  _globals['_INSTANCE_LABELSENTRY']._serialized_end=1448
 # @@protoc_insertion_point(module_scope)

@@ -22,6 +22,66 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PrometheusSource(_message.Message):
+    """A server with the Prometheus HTTP API (Prometheus, Thanos, Mimir, VictoriaMetrics) that already scrapes an engine, and which of its series
+    are the engine's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    URL_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    BEARER_TOKEN_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Base URL, under which /api/v1/query is found, e.g. "http://prometheus:9090". A query string in it is sent along."""
+    match: _builtins.str
+    """PromQL label matchers that select one engine server, e.g. "job=\\"vllm\\",instance=\\"10.0.0.1:8000\\"". They must not choose metrics by name."""
+    bearer_token: _builtins.str
+    """Sent as "Authorization: Bearer ...". A secret: stored as it is, and told as "***". "***" in an update keeps what is stored, as long as
+    `url` stays the same.
+    """
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Further headers, e.g. "X-Scope-OrgID". Their values are secrets like the token."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        match: _builtins.str = ...,
+        bearer_token: _builtins.str = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bearer_token", b"bearer_token", "headers", b"headers", "match", b"match", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrometheusSource: _TypeAlias = PrometheusSource  # noqa: Y015
+
+@_typing.final
 class Instance(_message.Message):
     """One engine server (a replica of a fleet, or on its own)."""
 
@@ -60,12 +120,15 @@ class Instance(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PROMETHEUS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Chosen by the caller, unique; assigned by the server where it is empty at registration."""
     engine: _engine_pb2.Engine.ValueType
     """The engine it runs."""
     endpoint: _builtins.str
-    """Base URL (http://host:port) or the URL of its metrics page."""
+    """Base URL (http://host:port) or the URL of its metrics page. Required unless `prometheus` is set; beside it, the engine is asked there for
+    its version and configuration only.
+    """
     fleet_id: _builtins.str
     """The fleet it belongs to. Empty: none."""
     engine_version: _builtins.str
@@ -96,6 +159,10 @@ class Instance(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
 
+    @_builtins.property
+    def prometheus(self) -> Global___PrometheusSource:
+        """Set: its metrics are read from there, not from its own page."""
+
     def __init__(
         self,
         *,
@@ -112,10 +179,11 @@ class Instance(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        prometheus: Global___PrometheusSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_scrape_interval_seconds", b"_scrape_interval_seconds", "config", b"config", "created_at", b"created_at", "hardware", b"hardware", "scrape_interval_seconds", b"scrape_interval_seconds", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scrape_interval_seconds", b"_scrape_interval_seconds", "config", b"config", "created_at", b"created_at", "hardware", b"hardware", "prometheus", b"prometheus", "scrape_interval_seconds", b"scrape_interval_seconds", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scrape_interval_seconds", b"_scrape_interval_seconds", "config", b"config", "created_at", b"created_at", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "etag", b"etag", "fleet_id", b"fleet_id", "hardware", b"hardware", "instance_id", b"instance_id", "labels", b"labels", "model_name", b"model_name", "scrape_interval_seconds", b"scrape_interval_seconds", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scrape_interval_seconds", b"_scrape_interval_seconds", "config", b"config", "created_at", b"created_at", "endpoint", b"endpoint", "engine", b"engine", "engine_version", b"engine_version", "etag", b"etag", "fleet_id", b"fleet_id", "hardware", b"hardware", "instance_id", b"instance_id", "labels", b"labels", "model_name", b"model_name", "prometheus", b"prometheus", "scrape_interval_seconds", b"scrape_interval_seconds", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__scrape_interval_seconds: _TypeAlias = _typing.Literal["scrape_interval_seconds"]  # noqa: Y015
     _WhichOneofArgType__scrape_interval_seconds: _TypeAlias = _typing.Literal["_scrape_interval_seconds", b"_scrape_interval_seconds"]  # noqa: Y015

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from perf_service.collectors.fetch import metrics_url
+from perf_service.collectors.prometheus.client import check_source
 from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.rpc.context import Services
-from perf_service.rpc.convert.fleet import FLEET, INSTANCE
+from perf_service.rpc.convert.fleet import FLEET, INSTANCE, shown_instance, with_secrets
 from perf_service.rpc.convert.slo import targets_of
 from perf_service.rpc.masks import merged
 from perf_service.targets.registry import check_spec
@@ -52,29 +53,30 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return pb.DeleteFleetResponse()
 
     async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
-        instance = await self._joined(INSTANCE.from_proto(request.instance))
+        instance = await self._joined(with_secrets(INSTANCE.from_proto(request.instance), None))
         now = self._s.clock()
         named = instance.instance_id or self._s.new_id("inst")
         stored = await self._s.store.create_instance(replace(instance, instance_id=named, created_at=now, updated_at=now, etag=""))
         self._s.registered(stored)
-        return pb.RegisterInstanceResponse(instance=INSTANCE.to_proto(stored))
+        return pb.RegisterInstanceResponse(instance=shown_instance(stored))
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.GetInstanceResponse:
-        return pb.GetInstanceResponse(instance=INSTANCE.to_proto(await self._s.store.get_instance(request.instance_id)))
+        return pb.GetInstanceResponse(instance=shown_instance(await self._s.store.get_instance(request.instance_id)))
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
         page = await self._s.store.list_instances(
             fleet_id=request.fleet_id or None, page_size=request.page_size or 50, page_token=request.page_token
         )
-        return pb.ListInstancesResponse(instances=map(INSTANCE.to_proto, page.items), next_page_token=page.next_page_token)
+        return pb.ListInstancesResponse(instances=map(shown_instance, page.items), next_page_token=page.next_page_token)
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.UpdateInstanceResponse:
         stored = await self._s.store.get_instance(request.instance.instance_id)
         message = merged(INSTANCE.to_proto(stored), request.instance, request.update_mask, output_only=_INSTANCE_OUTPUT)
-        instance = replace(await self._joined(INSTANCE.from_proto(message)), updated_at=self._s.clock())
+        told = with_secrets(INSTANCE.from_proto(message), stored)
+        instance = replace(await self._joined(told), updated_at=self._s.clock())
         updated = await self._s.store.update_instance(instance, expect_etag=request.instance.etag or stored.etag)
         self._s.registered(updated)
-        return pb.UpdateInstanceResponse(instance=INSTANCE.to_proto(updated))
+        return pb.UpdateInstanceResponse(instance=shown_instance(updated))
 
     async def DeregisterInstance(self, request: pb.DeregisterInstanceRequest, context: Any) -> pb.DeregisterInstanceResponse:
         _check_etag((await self._s.store.get_instance(request.instance_id)).etag, request.etag)
@@ -83,8 +85,11 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return pb.DeregisterInstanceResponse()
 
     async def _joined(self, instance: Instance) -> Instance:
-        """Checks what a registration refers to. Raises ENDPOINT_INVALID, FLEET_NOT_FOUND, ENGINE_MISMATCH."""
-        metrics_url(instance.endpoint)
+        """Checks what a registration refers to. Raises ENDPOINT_INVALID, INVALID_ARGUMENT, FLEET_NOT_FOUND, ENGINE_MISMATCH."""
+        if instance.prometheus is not None:
+            check_source(instance.prometheus)
+        if instance.endpoint or instance.prometheus is None:
+            metrics_url(instance.endpoint)
         if instance.fleet_id:
             fleet = await self._s.store.get_fleet(instance.fleet_id)
             if fleet.engine is not instance.engine:

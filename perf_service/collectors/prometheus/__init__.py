@@ -1,0 +1,1 @@
+"""Engines that a Prometheus already scrapes, read through its HTTP API."""
