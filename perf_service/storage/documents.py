@@ -49,6 +49,14 @@ class DocumentRepository:
         document = await self._db.read(lambda connection: connection.scalar(query))
         return None if document is None else unpack(Snapshot, document)
 
+    async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:
+        """The newest one taken at `at` or before; where there is none the oldest of all; None where there is none at all."""
+        mine = select(snapshots.c.document).where(snapshots.c.instance_id == instance_id)
+        before = mine.where(snapshots.c.taken_at <= at).order_by(snapshots.c.taken_at.desc(), snapshots.c.snapshot_id.desc()).limit(1)
+        oldest = mine.order_by(snapshots.c.taken_at, snapshots.c.snapshot_id).limit(1)
+        document = await self._db.read(lambda connection: connection.scalar(before) or connection.scalar(oldest))
+        return None if document is None else unpack(Snapshot, document)
+
     async def snapshots_between(self, instance_id: str, start: float, end: float, *, limit: int = 1000) -> Sequence[Snapshot]:
         """Oldest first, both ends included; where there are more than `limit`, the newest of them."""
         query = (

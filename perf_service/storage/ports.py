@@ -85,6 +85,10 @@ class SnapshotStore(Protocol):
 
     async def add_snapshot(self, snapshot: Snapshot) -> Snapshot: ...
     async def latest_snapshot(self, instance_id: str) -> Snapshot | None: ...
+    async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:
+        """The newest taken at `at` or before, else the oldest there is: two of them make the window of any length, thinned or not."""
+        ...
+
     async def snapshots_between(
         self, instance_id: str, start: float, end: float, *, limit: int = 1000
     ) -> Sequence[Snapshot]: ...  # oldest first

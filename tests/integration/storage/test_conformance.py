@@ -184,6 +184,15 @@ async def test_a_page_without_a_time_is_placed_by_its_arrival(store: SqlStore) -
     assert found.collected_at is None
 
 
+async def test_the_snapshot_at_a_time(store: SqlStore) -> None:
+    assert await store.snapshot_at("i", 50.0) is None
+    for at in (10, 20, 30):
+        await store.add_snapshot(snapshot(float(at)))
+    await store.add_snapshot(snapshot(21.0, "other"))
+    found = [await store.snapshot_at("i", at) for at in (5.0, 10.0, 29.9, 30.0, 99.0)]
+    assert [s.collected_at for s in found if s is not None] == [10.0, 10.0, 20.0, 30.0, 30.0]
+
+
 async def test_a_snapshot_is_stored_once_and_never_changed(store: SqlStore) -> None:
     first = await store.add_snapshot(snapshot(1.0))
     assert await store.add_snapshot(first) == first
