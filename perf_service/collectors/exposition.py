@@ -3,97 +3,40 @@
 A scrape target serves the same series on every scrape; only the values change. So the work that depends on the series
 (splitting the name from the labels, unescaping, deciding whether anybody wants it) is done once per series and
 remembered under the exact bytes that stand before the value. What is left per line is one split, one dictionary look-up
-and one `float`. prometheus_client's parser is the oracle in the tests.
+and one `float`; and a target whose page looks as it did twice before is read as a whole (see `Layout`).
+prometheus_client's parsers are the oracles in the tests; where this one differs on purpose is listed there.
 
 The parser never fails because of what a page says: a line that makes no sense is counted and reported. It fails only
-when a page exceeds the limits.
+when a page exceeds the limits. Time and memory are linear in the size of the page; what is remembered is bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+from weakref import WeakValueDictionary
 
-from perf_service.collectors.series_syntax import parse_series, split_series
-from perf_service.models.errors import CollectError, ErrorReason
+from perf_service.collectors.layout import MAX_LAYOUT_LINES, Layout
+from perf_service.collectors.page import MalformedLine, Page, body_too_large, too_many_series
+from perf_service.collectors.series_syntax import Series, parse_series, split_series
+
+__all__ = ["UNKNOWN", "Bind", "ExpositionParser", "MalformedLine", "Page", "Series", "body_too_large", "parse"]
 
 DEFAULT_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """A vLLM page is about 50 kB and a 16-rank SGLang page below 2 MB; more than this is not a metrics page."""
 DEFAULT_MAX_SERIES: Final = 200_000
+"""Of all series on a page, also those that nobody wants."""
 DEFAULT_MAX_REMEMBERED: Final = 65_536
 """Spellings of series remembered from page to page; about a thousand per engine server of one make."""
+MAX_LINE_BYTES: Final = 65_536
+"""A longer line is malformed. The longest that an engine writes, vLLM's cache_config_info, has 2 kB."""
 REPORTED_LINES: Final = 5
 """How many malformed lines are reported with their number; the rest is only counted."""
 
 _MAX_MEMO_KEY_BYTES: Final = 4_096
-
-_FAMILY_SUFFIXES: Final = ("_bucket", "_sum", "_count", "_total", "_created", "_info")
-
-
-class Series:
-    """One time series as it is spelled on a page: compared by identity, made once per parser.
-
-    `binding` is whatever the parser's `bind` function made of it (see `ExpositionParser`).
-    """
-
-    __slots__ = ("binding", "is_type_line", "labels", "name")
-
-    def __init__(self, name: str, labels: Mapping[str, str], binding: object, is_type_line: bool = False) -> None:
-        self.name = name
-        self.labels = labels
-        self.binding = binding
-        self.is_type_line = is_type_line
-
-    def __repr__(self) -> str:
-        pairs = ",".join(f'{key}="{value}"' for key, value in self.labels.items())
-        return f"{self.name}{{{pairs}}}" if pairs else self.name
-
-
-@dataclass(frozen=True, slots=True)
-class MalformedLine:
-    """A line that is not a sample, a comment or blank. `number` counts from 1; `text` is shortened."""
-
-    number: int
-    text: str
-
-
-@dataclass(slots=True)
-class Page:
-    """What one page said.
-
-    `samples` holds the first value of each wanted series; `types` the declared type by family name;
-    `unknown_names` the names that `bind` called unknown, in order of first appearance.
-    """
-
-    samples: dict[Series, float] = field(default_factory=dict)
-    types: dict[str, str] = field(default_factory=dict)
-    timestamps: dict[Series, float] = field(default_factory=dict)
-    unknown_names: list[str] = field(default_factory=list)
-    duplicates: list[Series] = field(default_factory=list)
-    malformed_count: int = 0
-    malformed_lines: list[MalformedLine] = field(default_factory=list)
-    size_bytes: int = 0
-    has_eof: bool = False
-    """`# EOF` was seen: the page is OpenMetrics and complete."""
-    is_unterminated: bool = False
-    """The last line has no line feed, as when a download or a file was cut."""
-    is_truncated: bool = False
-    """The last line has no line feed and makes no sense: the page was cut for certain."""
-
-    def type_of(self, sample_name: str) -> str | None:
-        """The declared type of the family this sample belongs to, or None when the page declares none."""
-        declared = self.types.get(sample_name)
-        if declared is not None:
-            return declared
-        for suffix in _FAMILY_SUFFIXES:
-            if sample_name.endswith(suffix):
-                return self.types.get(sample_name[: -len(suffix)])
-        return None
-
-    def __iter__(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
-        """Name, labels and value of every sample, in page order."""
-        return ((series.name, series.labels, value) for series, value in self.samples.items())
+_MAX_KEYS: Final = 65_536
+_MAX_REMEMBERED_LAYOUT_LINES: Final = 2_000_000
+"""About 3,000 vLLM servers whose pages have nothing in common."""
 
 
 class _Unknown:
@@ -117,8 +60,8 @@ _IGNORED: Final = Series("", {}, None)
 class ExpositionParser:
     """Parses pages of targets that look alike; keep one per engine so that its memory of series pays off.
 
-    Not for use by several threads at once. The memory of series is dropped when a page begins and it holds more
-    than `max_remembered` spellings.
+    Not for use by several threads at once. The memory of series is dropped after a page with which it holds more than
+    `max_remembered` spellings, that of layouts when it exceeds about 200 MB.
     """
 
     def __init__(
@@ -135,9 +78,11 @@ class ExpositionParser:
         self._max_series = max_series
         self._by_prefix: dict[bytes, Series] = {}
         self._by_identity: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
+        self._last: dict[str, tuple[int, Layout | None]] = {}
+        self._layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
 
-    def parse(self, body: bytes | str) -> Page:
-        """Read one page.
+    def parse(self, body: bytes | str, key: str = "") -> Page:
+        """Read one page. `key` names the target whose page it is, so that the page is looked for where its last one was.
 
         Raises:
             CollectError: BODY_TOO_LARGE or TOO_MANY_SERIES when the page exceeds the limits.
@@ -145,29 +90,48 @@ class ExpositionParser:
         data = body.encode("utf-8", "replace") if isinstance(body, str) else body
         if len(data) > self._max_body_bytes:
             raise body_too_large(self._max_body_bytes)
-        self._forget_if_full()
+        signature, layout = self._last.get(key, (0, None))
+        page = _reread(layout, data) if layout is not None else None
+        if page is not None:
+            return page
+        try:
+            return self._parse_lines(data, key, signature)
+        finally:
+            self._forget_if_full()
+
+    def _parse_lines(self, data: bytes, key: str, signature: int) -> Page:
+        # Comments and blank lines make up at most three lines of four, or somebody is playing with us.
+        if data.count(b"\n") > 4 * self._max_series:
+            raise too_many_series(self._max_series)
         page = Page(size_bytes=len(data))
         if not data:
             return page
         lines = data.split(b"\n")
         page.is_unterminated = bool(lines[-1].strip())
         remembered = self._by_prefix.get
-        samples = page.samples
+        samples: dict[Series, float] = {}
+        types: dict[str, str] = {}
+        page.types = types
+        prefixes = []
         ignored = _IGNORED
         for number, line in enumerate(lines, 1):
             prefix, _, text = line.rpartition(b" ")
+            prefixes.append(prefix)
             series = remembered(prefix)
             if series is None:
-                self._read_new(page, number, line)
+                self._read_new(page, samples, types, number, line)
                 continue
             if series is ignored:
                 continue
             if series.is_type_line:
-                page.types[series.name] = text.strip().decode("utf-8", "replace")
+                types[series.name] = text.strip().decode("utf-8", "replace")
                 continue
             try:
                 value = float(text)
             except ValueError:
+                _report(page, number, line)
+                continue
+            if b"_" in text:
                 _report(page, number, line)
                 continue
             if series in samples:
@@ -175,19 +139,57 @@ class ExpositionParser:
                 continue
             samples[series] = value
         if len(samples) > self._max_series:
-            raise _too_many_series(self._max_series)
-        _finish(page, len(lines))
+            raise too_many_series(self._max_series)
+        _finish(page, samples, lines)
+        page.layout = self._recognised(page, data, lines, prefixes, key, signature)
         return page
 
-    def _read_new(self, page: Page, number: int, line: bytes) -> None:
+    def _recognised(
+        self, page: Page, data: bytes, lines: Sequence[bytes], prefixes: Sequence[bytes], key: str, last_signature: int
+    ) -> Layout | None:
+        """The page's layout where an earlier one had it: another target's, or this target's last page.
+
+        A page is remembered whole only at its second appearance, so that pages that never come back cost nothing.
+        """
+        if page.malformed_count or page.duplicates or page.timestamps or page.is_unterminated or len(lines) > MAX_LAYOUT_LINES:
+            return None
+        signature = hash(tuple(prefixes))
+        layout = self._layouts.get(signature)
+        if layout is not None and layout.values(data) is None:
+            layout = None
+        if layout is None and signature == last_signature:
+            layout = self._new_layout(page, lines)
+            if layout is not None:
+                self._layouts[signature] = layout
+        self._last[key] = (signature, layout)
+        return layout
+
+    def _new_layout(self, page: Page, lines: Sequence[bytes]) -> Layout | None:
+        """The layout of a page without faults; None where a value is not all that follows a series (an exemplar)."""
+        spelled: list[tuple[int, bytes]] = []
+        wanted: list[int] = []
+        positions = {series: index for index, series in enumerate(page.series)}
+        for index, line in enumerate(lines):
+            if not line.strip() or line.lstrip()[:1] == b"#":
+                continue
+            prefix = line.rpartition(b" ")[0]
+            series = self._by_prefix.get(prefix)
+            if series is None:
+                return None
+            if series in positions:
+                wanted.append(len(spelled))
+            spelled.append((index, prefix + b" "))
+        return Layout(lines, spelled, wanted, tuple(page.series), page.types, page.unknown_names, page.has_eof)
+
+    def _read_new(self, page: Page, samples: dict[Series, float], types: dict[str, str], number: int, line: bytes) -> None:
         """Read a line whose prefix was not met before; remember the prefix when the value is all that follows it."""
         stripped = line.strip()
         if not stripped:
             return
         if stripped[:1] == b"#":
-            self._read_comment(page, line, stripped)
+            self._read_comment(types, line, stripped)
             return
-        split = split_series(stripped)
+        split = split_series(stripped) if len(stripped) <= MAX_LINE_BYTES else None
         if split is None:
             _report(page, number, line)
             return
@@ -202,6 +204,10 @@ class ExpositionParser:
         except ValueError:
             _report(page, number, line)
             return
+        if any(b"_" in field for field in fields):
+            # Python's spelling of long numbers, which neither text format has.
+            _report(page, number, line)
+            return
         series = self._by_prefix.get(text)
         if series is None:
             series = self._intern(text)
@@ -214,22 +220,20 @@ class ExpositionParser:
             self._remember(line.rpartition(b" ")[0], series)
         if series is _IGNORED:
             return
-        if series in page.samples:
+        if series in samples:
             page.duplicates.append(series)
             return
-        if len(page.samples) >= self._max_series:
-            raise _too_many_series(self._max_series)
-        page.samples[series] = value
+        if len(samples) >= self._max_series:
+            raise too_many_series(self._max_series)
+        samples[series] = value
         if timestamp is not None:
             page.timestamps[series] = timestamp
 
-    def _read_comment(self, page: Page, line: bytes, stripped: bytes) -> None:
+    def _read_comment(self, types: dict[str, str], line: bytes, stripped: bytes) -> None:
         words = stripped.split(None, 3)
-        if stripped == b"# EOF":
-            page.has_eof = True
-        elif len(words) == 4 and words[1] == b"TYPE":
+        if len(words) == 4 and words[1] == b"TYPE":
             name = words[2].decode("utf-8", "replace").strip('"')
-            page.types[name] = words[3].decode("utf-8", "replace")
+            types[name] = words[3].decode("utf-8", "replace")
             prefix = line.rpartition(b" ")[0]
             if prefix.endswith(words[2]):
                 self._remember(prefix, Series(name, {}, None, is_type_line=True))
@@ -259,6 +263,8 @@ class ExpositionParser:
         if max(len(self._by_prefix), len(self._by_identity)) > self._max_remembered:
             self._by_prefix.clear()
             self._by_identity.clear()
+        if len(self._last) > _MAX_KEYS or sum(layout.line_count for layout in self._layouts.values()) > _MAX_REMEMBERED_LAYOUT_LINES:
+            self._last.clear()
 
 
 def parse(body: bytes | str) -> Page:
@@ -266,31 +272,30 @@ def parse(body: bytes | str) -> Page:
     return ExpositionParser().parse(body)
 
 
-def body_too_large(limit_bytes: int) -> CollectError:
-    """The error for a page beyond the size limit, whether it was noticed while downloading or afterwards."""
-    return CollectError(
-        ErrorReason.BODY_TOO_LARGE,
-        f"The metrics page is larger than the limit of {limit_bytes} bytes. "
-        "Check that the address is that of a metrics page, or raise the limit.",
-        {"limit_bytes": str(limit_bytes)},
+def _reread(layout: Layout, data: bytes) -> Page | None:
+    values = layout.values(data)
+    if values is None:
+        return None
+    return Page(
+        series=layout.series,
+        values=values,
+        types=layout.types,
+        unknown_names=layout.unknown_names,
+        size_bytes=len(data),
+        has_eof=layout.has_eof,
+        layout=layout,
     )
 
 
-def _too_many_series(limit: int) -> CollectError:
-    return CollectError(
-        ErrorReason.TOO_MANY_SERIES,
-        f"The metrics page has more than {limit} series. Check that the address is that of one engine, or raise the limit.",
-        {"limit_series": str(limit)},
-    )
-
-
-def _finish(page: Page, line_count: int) -> None:
-    unknown = [series for series in page.samples if series.binding is UNKNOWN]
+def _finish(page: Page, samples: dict[Series, float], lines: Sequence[bytes]) -> None:
+    unknown = [series for series in samples if series.binding is UNKNOWN]
     for series in unknown:
-        del page.samples[series]
+        del samples[series]
+    page.series, page.values = tuple(samples), list(samples.values())
     page.unknown_names = list(dict.fromkeys(series.name for series in unknown))
     last = page.malformed_lines[-1].number if page.malformed_lines else 0
-    page.is_truncated = page.is_unterminated and last == line_count
+    page.is_truncated = page.is_unterminated and last == len(lines)
+    page.has_eof = b"# EOF" in (lines[-1].strip(), lines[-2].strip() if len(lines) > 1 else b"")
 
 
 def _report(page: Page, number: int, line: bytes) -> None:

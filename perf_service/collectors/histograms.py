@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Final
 
@@ -56,6 +56,10 @@ class HistogramReader:
             histogram = self._assemble(collected)
             if histogram is not None and (rank not in ranks or histogram.count > ranks[rank].count):
                 ranks[rank] = histogram
+        return self.combined(ranks)
+
+    def combined(self, ranks: Mapping[str, Histogram]) -> Histogram | None:
+        """The histograms of several ranks added up; None where there is none."""
         if not ranks:
             return None
         if len(ranks) == 1:

@@ -14,7 +14,7 @@ from perf_service.collectors.exposition import (
     Page,
 )
 from perf_service.collectors.reading import Reading
-from perf_service.models.config import EngineConfig, Source
+from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel, Snapshot
 
@@ -55,7 +55,7 @@ class SnapshotBuilder:
         Raises:
             CollectError: BODY_TOO_LARGE or TOO_MANY_SERIES when the page exceeds the limits.
         """
-        page = self._parser.parse(body)
+        page = self._parser.parse(body, instance_id)
         reading = Reading(self._dialect, page)
         issues = [*_page_issues(page), *reading.issues]
         known = len(reading.gauges) + len(reading.counters) + len(reading.histograms)
@@ -64,7 +64,6 @@ class SnapshotBuilder:
             known = 0
         else:
             issues += _missing(self._dialect, reading)
-        page_config = EngineConfig.of(reading.config, Source.PAGE)
         return Snapshot(
             instance_id=instance_id,
             engine=self.engine,
@@ -73,7 +72,7 @@ class SnapshotBuilder:
             counters=reading.counters,
             histograms=reading.histograms,
             ranks=reading.ranks,
-            config=config.over(page_config) if config else page_config,
+            config=config.over(reading.config) if config else reading.config,
             engine_version=engine_version,
             model_name=reading.model_name,
             process_start_time=reading.process_start_time,
