@@ -1,4 +1,4 @@
-"""What import-linter cannot say: who may read the environment."""
+"""What import-linter cannot say: who may read the environment, and what keeps the unit tests quick."""
 
 import ast
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import perf_service
 
 PACKAGE = Path(perf_service.__file__).parent
+TESTS = Path(__file__).parent
 READS = {"environ", "environb", "getenv", "getenvb"}
 
 
@@ -36,3 +37,10 @@ def test_the_check_itself_sees_a_read(tmp_path: Path) -> None:
     sample = tmp_path / "sample.py"
     sample.write_text("import os\nfrom os import getenv\nx = os.environ['HOME']\n")
     assert _environment_reads(sample) == [2, 3]
+
+
+def test_property_tests_are_integration_tests() -> None:
+    """Hypothesis alone costs a second or two of a unit run, since it reads the source of every module: tests/integration has its profile."""
+    word = "hypothesis"
+    users = [str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py") if f"from {word} import" in path.read_text()]
+    assert users == [], "move them to tests/integration/<room>/ beside the others"

@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from perf_service.models.config import ConfigChange, EngineConfig, KnobValue, Source, config_hash
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel
 from perf_service.models.plan import plan_hash
 from perf_service.models.workflow import WorkflowStatus
-
-VALUES = st.dictionaries(
-    st.sampled_from(["max_num_seqs", "enable_prefix_caching", "gpu_memory_utilization", "kv_cache_dtype"]),
-    st.one_of(st.booleans(), st.integers(0, 10_000), st.floats(0, 1), st.sampled_from(["auto", "fp8"])),
-)
 
 
 def test_own_values_win_over_weaker_ones_and_unknown_stays_unknown() -> None:
@@ -37,8 +29,8 @@ def test_changes_set_and_remove_flags() -> None:
     assert config.values() == {"num_gpu_blocks_override": 24, "max_num_seqs": 64}
 
 
-@given(VALUES)
-def test_the_hash_depends_on_values_alone(values: dict[str, KnobValue]) -> None:
+def test_the_hash_depends_on_values_alone() -> None:
+    values: dict[str, KnobValue] = {"max_num_seqs": 2, "enable_prefix_caching": True, "kv_cache_dtype": "auto"}
     reversed_order = dict(reversed(values.items()))
     assert config_hash(EngineConfig.of(values, Source.USER)) == config_hash(EngineConfig.of(reversed_order, Source.PAGE))
     assert config_hash(EngineConfig.of({**values, "extra": 1})) != config_hash(EngineConfig.of(values))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from perf_service.models.config import EngineConfig, KnobValue, Source
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
@@ -195,19 +193,3 @@ def test_capacity_of_an_override_wins_over_the_page() -> None:
 def test_removing_a_flag_is_a_change_to_none() -> None:
     (change,) = CATALOGUE.changes("vllm", {"num_gpu_blocks_override": None}, current=EngineConfig.of({"num_gpu_blocks_override": 24}))
     assert (change.current_value, change.recommended_value, change.flag) == (24, None, "--num-gpu-blocks-override")
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.sampled_from(ENTRIES), st.one_of(st.booleans(), st.integers(), st.floats(), st.text(max_size=12)))
-def test_parsing_accepts_only_what_is_within_bounds(which, value: KnobValue) -> None:  # type: ignore[no-untyped-def]
-    engine, entry = which
-    try:
-        parsed = CATALOGUE.parse(engine, entry.knob.name, value)
-    except InvalidArgumentError:
-        return
-    knob = entry.knob
-    if knob.type in (KnobType.INT, KnobType.FLOAT):
-        assert isinstance(parsed, int | float)
-        assert knob.minimum is None or parsed >= knob.minimum
-        assert knob.maximum is None or parsed <= knob.maximum
-    assert CATALOGUE.parse(engine, knob.name, parsed) == parsed

@@ -6,12 +6,9 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from perf_service.simulator.flags import FlagError
 from perf_service.simulator.workload import Ledger, Lengths, Summary, Workload
-from tests.support.examples import examples
 
 
 def test_lengths_stay_in_their_bounds_and_centre() -> None:
@@ -72,12 +69,10 @@ def test_share_of_prefix_and_prompt_long_enough_for_it() -> None:
     assert all(r.limit_tokens == 500 for r in drawn)
 
 
-@settings(max_examples=examples(50), deadline=None)
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
-def test_summary_is_ordered_and_within_the_sample(values: list[float]) -> None:
-    s = Summary.of(values)
-    assert min(values) <= s.p50 <= s.p95 <= s.p99 <= s.max == max(values)
-    assert s.count == len(values)
+def test_summary_is_ordered() -> None:
+    s = Summary.of([float(n) for n in range(100, 0, -1)])
+    assert 1 <= s.p50 < s.p95 < s.p99 <= s.max == 100
+    assert s.count == 100
 
 
 def test_nothing_measured_is_not_zero() -> None:

@@ -1,4 +1,4 @@
-"""Settings of the property tests."""
+"""Settings of the property tests. They are all below this folder: see `test_property_tests_are_integration_tests`."""
 
 from __future__ import annotations
 
