@@ -40,7 +40,7 @@ def test_the_check_itself_sees_a_read(tmp_path: Path) -> None:
 
 
 def test_property_tests_are_integration_tests() -> None:
-    """Hypothesis alone costs a second or two of a unit run, since it reads the source of every module: tests/integration has its profile."""
+    """Hypothesis reads the source of every module: a second or two of each unit run. Its profile is in tests/integration."""
     word = "hypothesis"
     users = [str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py") if f"from {word} import" in path.read_text()]
     assert users == [], "move them to tests/integration/<room>/ beside the others"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -27,17 +28,17 @@ FORWARD = [
 ]  # fmt: skip
 
 
+@cache
 def in_state(status: WorkflowStatus, gate: Gate = Gate.OPEN) -> Workflow:
     """A workflow as a run would have left it in that state."""
     machine = Machine.of(workflow(approval=status is S.AWAITING_APPROVAL))
-    if status in FORWARD:
-        machine.run(until=status)
-        made = machine.workflow
+    if gate is not Gate.OPEN:
+        made = in_state(status)
+    elif status in FORWARD:
+        made = machine.run(until=status)
     else:
         made = replace(machine.workflow, status=status)
-    if gate is Gate.PAUSED:
-        made = replace(made, gate=gate, paused_at=machine.now)
-    return made if gate is Gate.PAUSED else replace(made, gate=gate)
+    return replace(made, gate=gate, paused_at=made.updated_at if gate is Gate.PAUSED else None)
 
 
 def expected(status: WorkflowStatus, gate: Gate) -> set[str]:
