@@ -1,4 +1,4 @@
-"""Where the time of a latency objective went: queue, prefill, decode; and what of it is above the objective."""
+"""Where the time of a latency objective went: queue, prefill, decode, preemption; and what of it is above the objective."""
 
 from __future__ import annotations
 
@@ -57,25 +57,60 @@ def own_prefill_share(facts: Facts) -> float:
     return prompt / (prompt + running)
 
 
+def preemption_share(facts: Facts) -> float:
+    """Share of the time between tokens that preempted requests stood still.
+
+    A preempted request gives its KV cache up, queues again and is computed anew; meanwhile its client waits for one token. So of P
+    preemptions the P longest pauses between tokens are theirs, as far as they exceed the usual one. Pauses are taken at the lower
+    bound of their bucket: the share is no less than told, unless other pauses were longer still.
+    """
+    pauses = facts.window.histograms.get(Hist.ITL_SECONDS)
+    preemptions = facts.preemptions or 0.0
+    usual = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
+    if pauses is None or not pauses.bounds or preemptions <= 0 or usual is None or pauses.sum <= 0:
+        return 0.0
+    left, stood = preemptions, 0.0
+    edges, counts = (0.0, *pauses.bounds), (*pauses.cumulative, pauses.count)
+    for index in range(len(edges) - 1, -1, -1):
+        if edges[index] <= usual.high or left <= 0:
+            break
+        here = min(left, counts[index] - (counts[index - 1] if index else 0.0))
+        stood += here * (edges[index] - usual.value)
+        left -= here
+    return min(1.0, stood / pauses.sum)
+
+
 def attributed(status: SLOStatus, facts: Facts) -> SLOStatus:
-    """The status with its phases, where it is a missed latency objective. Time before the scheduler counts as waiting."""
-    if status.state is not SLOState.MISSED or status.target.histogram is None:
+    """The status with its phases, where it is a missed latency objective. Time before the scheduler counts as waiting.
+
+    Standing still after a preemption is taken out of decoding, in which engines book it.
+    """
+    hist = status.target.histogram
+    if status.state is not SLOState.MISSED or hist is None:
         return status
-    shares = phase_shares(facts, status.target.histogram)
+    shares = phase_shares(facts, hist)
     if UNKNOWN in shares:
         return status
+    decode = shares.get(DECODE, 0.0)
+    preempted = 0.0 if hist is Hist.TTFT_SECONDS else decode * preemption_share(facts)
     phases = PhaseShares(
         queue_ratio=shares.get(QUEUE, 0.0) + shares.get(PRESCHEDULE, 0.0),
         prefill_ratio=shares.get(PREFILL, 0.0),
-        decode_ratio=shares.get(DECODE, 0.0),
+        decode_ratio=decode - preempted,
+        preemption_ratio=preempted,
     )
     return replace(status, phases=phases)
 
 
 def excess_seconds(status: SLOStatus, facts: Facts) -> float:
-    """Seconds per request above a missed latency objective (per-token objectives times the tokens of a request); 0 otherwise."""
+    """Seconds per request above a latency objective that is missed, or by its estimate likely missed (undecided inside a bucket).
+
+    Per-token objectives are multiplied by the tokens of a request. 0 otherwise.
+    """
     hist, target = status.target.histogram, status.target
-    if status.state is not SLOState.MISSED or hist is None or status.current_value is None:
+    if status.state not in (SLOState.MISSED, SLOState.UNDECIDED) or hist is None or status.current_value is None:
+        return 0.0
+    if status.state is SLOState.UNDECIDED and not _likely_missed(status):
         return 0.0
     value = status.current_value
     if target.objective_ratio is not None:
@@ -88,3 +123,11 @@ def excess_seconds(status: SLOStatus, facts: Facts) -> float:
         tail = 1.0 if target.quantile is None or target.quantile <= 0.5 or hist is Hist.TPOT_SECONDS else 2.0 * (1.0 - target.quantile)
         excess *= tokens * tail
     return max(0.0, excess)
+
+
+def _likely_missed(status: SLOStatus) -> bool:
+    """The interpolated estimate of an undecided objective lies on the wrong side."""
+    target = status.target
+    if target.objective_ratio is not None:
+        return (status.attainment_ratio or 0.0) < target.objective_ratio
+    return status.current_value is not None and not target.met_by(status.current_value)

@@ -1,14 +1,20 @@
-"""Objectives against what was measured: mean, quantile, attainment, rate; error budget and burn rate."""
+"""Objectives against what was measured: mean, quantile, attainment, rate. The error budget over days is in `error_budget`.
+
+A histogram tells exactly how many requests lie within a bucket bound, and only bounds for any other value. So an objective whose
+target is a bucket bound is met or missed for certain; elsewhere it is UNDECIDED where the requests that would decide share the
+target's bucket. Interpolated values are told as estimates and decide nothing. A quantile objective (`ttft_p95 < 0.5`) is the
+attainment objective "95 % within 0.5 s", and is judged as that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from perf_service.models.analysis import SLOState, SLOStatus
 from perf_service.models.metrics import Counter, Gauge, Hist
 from perf_service.models.slo import Comparison, SLOTarget
-from perf_service.models.window import Attainment, QuantileKind, Window
+from perf_service.models.units import amount, amount_range, count_of, percent, percent_range
+from perf_service.models.window import Attainment, Quantile, QuantileKind, Window
 
 # Where a page lacks the histogram that an objective names, the next best one of the same meaning.
 _SUBSTITUTES: dict[Hist, tuple[Hist, ...]] = {Hist.ITL_SECONDS: (Hist.TPOT_SECONDS,), Hist.TPOT_SECONDS: (Hist.ITL_SECONDS,)}
@@ -19,35 +25,95 @@ def evaluate(window: Window, targets: Sequence[SLOTarget]) -> tuple[SLOStatus, .
     return tuple(_status(window, target) for target in targets)
 
 
-def _status(window: Window, target: SLOTarget) -> SLOStatus:
+def wanted_share(target: SLOTarget) -> float | None:
+    """The share of events (requests, or tokens for a cache) that must be good; None for objectives on a mean or a rate.
+
+    `ttft_p95 < 0.5` wants 95 % within 0.5 s, `error_ratio < 0.01` wants 99 % without an error.
+    """
+    is_below = target.comparison is Comparison.LESS_THAN
+    if target.histogram is None:
+        value = {("error_ratio", True): 1.0 - target.target_value, ("prefix_cache_hit_ratio", False): target.target_value}
+        share = value.get((target.base_metric, is_below))
+    elif target.objective_ratio is not None:
+        share = target.objective_ratio
+    elif target.quantile is not None:
+        share = target.quantile if is_below else 1.0 - target.quantile
+    else:
+        share = None
+    return share if share is not None and 0.0 < share < 1.0 else None
+
+
+def source_of(window: Window, target: SLOTarget) -> Hist | None:
+    """The histogram that a latency objective is read from: its own, else one of the same meaning; None where none was measured."""
     hist = target.histogram
     if hist is None:
+        return None
+    known = (hist, *substitutes(hist))
+    return next((h for h in known if window.count(h) > 0 and not _only_first_tokens(window, h)), None)
+
+
+def substitutes(hist: Hist) -> tuple[Hist, ...]:
+    """Histograms of the same meaning, for pages that lack this one."""
+    return _SUBSTITUTES.get(hist, ())
+
+
+def _status(window: Window, target: SLOTarget) -> SLOStatus:
+    if target.histogram is None:
         return _rate_status(window, target)
-    source = next((h for h in (hist, *_SUBSTITUTES.get(hist, ())) if window.count(h) > 0 and not _only_first_tokens(window, h)), None)
+    source = source_of(window, target)
     if source is None:
-        return _not_measured(target, f"{target.base_metric} was not measured in this window.")
+        return _not_measured(target, f"{_name(target)} was not measured in this window.")
     if target.objective_ratio is not None:
         return _attainment_status(window, target, source)
-    attainment = window.attainment(source, target.target_value)
+    attainment = _good_share(window, target, source)
     samples = window.count(source)
     if target.quantile is None:
         mean = window.mean(source)
         if mean is None:
-            return _not_measured(target, f"{target.base_metric} was not measured in this window.")
-        return _judged(target, mean, met=target.met_by(mean), samples=samples, attainment=attainment)
+            return _not_measured(target, f"{_name(target)} was not measured in this window.")
+        state = SLOState.MET if target.met_by(mean) else SLOState.MISSED
+        text = f"Mean {_name(target)} is {_amount(target, mean)}{_judgement(target, state)}."
+        return _judged(target, mean, state, text, samples=samples, attainment=attainment)
     quantile = window.quantile(source, target.quantile)
     if quantile is None:
-        return _not_measured(target, f"{target.base_metric} came without buckets: only its mean is known, not a quantile.")
-    return _judged(
-        target,
-        quantile.value,
-        met=_quantile_met(target, quantile.kind, quantile.low, quantile.high, quantile.value),
-        samples=samples,
-        attainment=attainment,
-        low=quantile.low,
-        high=quantile.high,
-        kind=quantile.kind,
-    )
+        return _not_measured(target, f"{_name(target)} came without buckets: only its mean is known, not a quantile.")
+    state = _quantile_state(target, quantile)
+    text = f"{_name(target)} p{100 * target.quantile:g} is {_quantile_text(target, quantile)}{_judgement(target, state)}"
+    if state is SLOState.UNDECIDED:
+        text += f", which lies inside that bucket{_nearest(window, source, target)}"
+    return _judged(target, quantile.value, state, f"{text}.", samples=samples, attainment=attainment, low=quantile.low, high=quantile.high)
+
+
+def _name(target: SLOTarget) -> str:
+    return target.base_metric.upper() if target.base_metric in ("ttft", "itl", "tpot", "e2e") else target.base_metric.replace("_", " ")
+
+
+def _amount(target: SLOTarget, value: float) -> str:
+    return amount(target.base_metric, value)
+
+
+def _judgement(target: SLOTarget, state: SLOState) -> str:
+    """`, over the target of 100 ms`. `within` and `over` for ceilings, `at least` and `below` for floors."""
+    goal = _amount(target, target.target_value)
+    if state is SLOState.UNDECIDED:
+        return f"; undecided against the target of {goal}"
+    is_ceiling = target.comparison is Comparison.LESS_THAN
+    word = ("within" if is_ceiling else "above") if state is SLOState.MET else ("over" if is_ceiling else "below")
+    return f", {word} the target of {goal}"
+
+
+def _quantile_text(target: SLOTarget, quantile: Quantile) -> str:
+    bounds = amount_range(target.base_metric, quantile.low, quantile.high)
+    if quantile.kind is not QuantileKind.INTERPOLATED:
+        return f"{bounds} (the {'lowest' if quantile.kind is QuantileKind.AT_MOST else 'highest'} bucket tells no more)"
+    return f"about {_amount(target, quantile.value)} (in the bucket {bounds})"
+
+
+def _nearest(window: Window, source: Hist, target: SLOTarget) -> str:
+    """The targets beside this one that could be judged exactly."""
+    bounds = window.histograms[source].bounds
+    beside = [*[b for b in bounds if b < target.target_value][-1:], *[b for b in bounds if b > target.target_value][:1]]
+    return f" (exact targets beside it: {' and '.join(_amount(target, b) for b in beside)})" if beside else ""
 
 
 def _only_first_tokens(window: Window, hist: Hist) -> bool:
@@ -55,42 +121,69 @@ def _only_first_tokens(window: Window, hist: Hist) -> bool:
     return hist in _SUBSTITUTES and window.mean(hist) == 0
 
 
-def _quantile_met(target: SLOTarget, kind: QuantileKind, low: float, high: float, value: float) -> bool:
-    """Below the lowest bound only "<= high" is known, above the highest only ">= low": judged on what is certain."""
-    if kind is QuantileKind.AT_MOST:
-        return target.met_by(high) if target.comparison is Comparison.LESS_THAN else target.met_by(low)
-    if kind is QuantileKind.AT_LEAST:
-        return False if target.comparison is Comparison.LESS_THAN else target.met_by(low)
-    return target.met_by(value)
+def _quantile_state(target: SLOTarget, quantile: Quantile) -> SLOState:
+    """The truth lies above `low` and at `high` or below: judged on that alone."""
+    if target.comparison is Comparison.LESS_THAN:
+        met, missed = quantile.high <= target.target_value, quantile.low >= target.target_value
+    else:
+        met, missed = quantile.low >= target.target_value, quantile.high <= target.target_value
+    return SLOState.MET if met else SLOState.MISSED if missed else SLOState.UNDECIDED
+
+
+def _good_share(window: Window, target: SLOTarget, hist: Hist) -> Attainment | None:
+    found = window.attainment(hist, target.target_value)
+    if found is None or target.comparison is Comparison.LESS_THAN:
+        return found
+    return Attainment(1.0 - found.ratio, 1.0 - found.high, 1.0 - found.low, found.samples)
 
 
 def _attainment_status(window: Window, target: SLOTarget, hist: Hist) -> SLOStatus:
-    attainment = window.attainment(hist, target.target_value)
+    attainment = _good_share(window, target, hist)
     if attainment is None:
-        return _not_measured(target, f"{target.base_metric} came without buckets: the share within a bound is unknown.")
+        return _not_measured(target, f"{_name(target)} came without buckets: the share within a bound is unknown.")
     share, low, high = attainment.ratio, attainment.low, attainment.high
-    if target.comparison is Comparison.GREATER_THAN:
-        share, low, high = 1.0 - share, 1.0 - high, 1.0 - low
-    met = share >= (target.objective_ratio or 0.0)
-    exact = "" if low == high else f" (between {low:.1%} and {high:.1%}: the target is not a bucket bound)"
-    text = f"{share:.1%} of {attainment.samples:.0f} within {target.target_value:g}, wanted {target.objective_ratio:.1%}{exact}."
+    is_ceiling = target.comparison is Comparison.LESS_THAN
+    wanted = target.objective_ratio or 0.0
+    state = SLOState.MET if low >= wanted else SLOState.MISSED if high < wanted else SLOState.UNDECIDED
+    goal = _amount(target, target.target_value)
+    word = {SLOState.MET: "met", SLOState.MISSED: "missed", SLOState.UNDECIDED: "undecided"}[state]
+    text = (
+        f"{percent_range(low, high)} of {count_of(attainment.samples, 'request')} had {_name(target)} "
+        f"{'within' if is_ceiling else 'above'} {goal}, wanted {percent(wanted)}: {word}"
+    )
+    if low != high:
+        text += f"; {goal} lies inside a bucket{_nearest(window, hist, target)}"
     return SLOStatus(
         target=target,
-        state=SLOState.MET if met else SLOState.MISSED,
+        state=state,
         current_value=window.mean(hist),
         samples=attainment.samples,
         attainment_ratio=share,
         attainment_low=low,
         attainment_high=high,
-        message=text,
+        message=f"{text}.",
     )
 
 
 def _rate_status(window: Window, target: SLOTarget) -> SLOStatus:
     value, samples = measure_rate(window, target.base_metric)
     if value is None:
-        return _not_measured(target, f"{target.metric_name} was not measured in this window.")
-    return _judged(target, value, met=target.met_by(value), samples=samples)
+        return _not_measured(target, f"{_name(target)} was not measured in this window.")
+    state = SLOState.MET if target.met_by(value) else SLOState.MISSED
+    return _judged(target, value, state, f"{_rate_name(target)} is {_amount(target, value)}{_judgement(target, state)}.", samples=samples)
+
+
+_RATE_NAMES = {
+    "throughput_tokens_per_second": "Output tokens per second",
+    "requests_per_second": "Finished requests per second",
+    "error_ratio": "The share of failed requests",
+    "prefix_cache_hit_ratio": "The share of prompt tokens found in the prefix cache",
+    "kv_cache_usage_ratio": "KV cache use",
+}
+
+
+def _rate_name(target: SLOTarget) -> str:
+    return _RATE_NAMES.get(target.base_metric, target.metric_name)
 
 
 def measure_rate(window: Window, name: str) -> tuple[float | None, float]:
@@ -131,21 +224,17 @@ def error_count(window: Window) -> float:
 def _judged(
     target: SLOTarget,
     value: float,
+    state: SLOState,
+    text: str,
     *,
-    met: bool,
     samples: float,
     attainment: Attainment | None = None,
     low: float | None = None,
     high: float | None = None,
-    kind: QuantileKind | None = None,
 ) -> SLOStatus:
-    sign = {QuantileKind.AT_MOST: "<= ", QuantileKind.AT_LEAST: ">= "}.get(kind, "") if kind else ""
-    word = "met" if met else "missed"
-    side = "<" if target.comparison is Comparison.LESS_THAN else ">"
-    text = f"{target.metric_name} is {sign}{value:.4g}, target {side} {target.target_value:g}: {word}."
     return SLOStatus(
         target=target,
-        state=SLOState.MET if met else SLOState.MISSED,
+        state=state,
         current_value=value,
         low=low,
         high=high,
@@ -158,7 +247,7 @@ def _judged(
 
 
 def _not_measured(target: SLOTarget, message: str) -> SLOStatus:
-    return SLOStatus(target=target, state=SLOState.NOT_MEASURED, current_value=None, message=message)
+    return SLOStatus(target=target, state=SLOState.NOT_MEASURED, current_value=None, message=message[:1].upper() + message[1:])
 
 
 def miss_ratio(status: SLOStatus) -> float:
@@ -176,40 +265,3 @@ def miss_ratio(status: SLOStatus) -> float:
     if target.comparison is Comparison.LESS_THAN:
         return max(1.0, status.current_value / target.target_value) if target.target_value > 0 else float("inf")
     return max(1.0, target.target_value / status.current_value) if status.current_value > 0 else float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class BurnRate:
-    """How fast an attainment objective uses up its error budget over a long and a short window."""
-
-    target: SLOTarget
-    long_rate: float  # 1: exactly the budget over the whole period
-    short_rate: float
-    threshold: float
-    samples: float
-
-    @property
-    def alerting(self) -> bool:
-        """Both windows burn faster than the threshold: it is bad, and it still is."""
-        return self.long_rate >= self.threshold and self.short_rate >= self.threshold
-
-
-def burn_rate(target: SLOTarget, long: Window, short: Window, threshold: float) -> BurnRate | None:
-    """Multi-window burn rate (Google SRE Workbook, ch. 5); None where either window has no observation or the target is no attainment."""
-    if target.objective_ratio is None:
-        return None
-    first, second = (_status(window, target) for window in (long, short))
-    if first.attainment_ratio is None or second.attainment_ratio is None:
-        return None
-    budget = 1.0 - target.objective_ratio
-    return BurnRate(target, (1.0 - first.attainment_ratio) / budget, (1.0 - second.attainment_ratio) / budget, threshold, first.samples)
-
-
-def budget_left_ratio(target: SLOTarget, windows: Sequence[Window]) -> float | None:
-    """Share of the error budget left over the windows of one period; negative when overspent, None without observations."""
-    statuses = [status for window in windows if (status := _status(window, target)).attainment_ratio is not None]
-    total = sum(status.samples for status in statuses)
-    if target.objective_ratio is None or total <= 0:
-        return None
-    bad = sum((1.0 - (status.attainment_ratio or 0.0)) * status.samples for status in statuses)
-    return 1.0 - bad / total / (1.0 - target.objective_ratio)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from perf_service.analysis.slo_monitor import budget_left_ratio, burn_rate, evaluate, miss_ratio
+from perf_service.analysis.slo_monitor import evaluate, miss_ratio, wanted_share
 from perf_service.models.analysis import SLOState
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
 from perf_service.models.slo import SLOTarget
@@ -48,14 +50,43 @@ def test_answers_of_one_token_have_no_time_between_tokens() -> None:
 def test_quantile_below_the_lowest_bound_is_met_when_the_bound_is() -> None:
     assert one(win(100, 0, 0, 0), "ttft_p95", 0.1).compliant
     status = one(win(100, 0, 0, 0), "ttft_p95", 0.05)
-    assert status.state is SLOState.MISSED  # it may be met; that is not known
-    assert "<= 0.1" in status.message
+    assert status.state is SLOState.UNDECIDED  # it may be met; that is not known
+    assert "TTFT p95 is at most 100 ms (the lowest bucket tells no more)" in status.message
 
 
 def test_quantile_above_the_highest_bound_is_at_least_that() -> None:
-    status = one(win(10, 0, 0, 90), "ttft_p50", 5.0)
-    assert status.state is SLOState.MISSED
-    assert status.high == math.inf
+    missed, undecided = one(win(10, 0, 0, 90), "ttft_p50", 1.0), one(win(10, 0, 0, 90), "ttft_p50", 5.0)
+    assert (missed.state, undecided.state) == (SLOState.MISSED, SLOState.UNDECIDED)
+    assert missed.high == math.inf
+    assert "more than 1.00 s" in missed.message
+
+
+def test_a_target_inside_the_bucket_of_the_quantile_is_undecided() -> None:
+    status = one(win(40, 30, 30, 0), "ttft_p95", 0.7)
+    assert (status.state, status.low, status.high) == (SLOState.UNDECIDED, 0.5, 1.0)
+    assert "exact targets beside it: 500 ms and 1.00 s" in status.message
+    assert [one(win(40, 30, 30, 0), "ttft_p95", bound).state for bound in (0.5, 1.0)] == [SLOState.MISSED, SLOState.MET]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    counts=st.tuples(*[st.integers(0, 40)] * 4).filter(any),
+    bound=st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.7, 1.0, 3.0]),
+    percent=st.sampled_from([1, 50, 90, 95, 99]),
+    side=st.sampled_from(["less_than", "greater_than"]),
+)
+def test_a_quantile_is_judged_as_the_attainment_that_it_is(counts: tuple[int, ...], bound: float, percent: int, side: str) -> None:
+    """`ttft_p95 < 0.5` says that 95 % lie within 0.5 s. Where a share is exactly the wanted one rounding may decide."""
+    window = win(*counts)
+    wanted = percent / 100 if side == "less_than" else 1 - percent / 100
+    quantile = one(window, f"ttft_p{percent}", bound, side)
+    share = one(window, "ttft", bound, side, objective_ratio=wanted)
+    edge = any(abs(sum(counts[: i + 1]) / sum(counts) - percent / 100) < 1e-9 for i in range(4))
+    assert quantile.state is share.state or edge
+    assert wanted_share(quantile.target) == pytest.approx(wanted)
+    if bound in BOUNDS:
+        assert share.state is not SLOState.UNDECIDED
+        assert share.attainment_low == share.attainment_high
 
 
 def test_quantile_needs_buckets() -> None:
@@ -64,12 +95,15 @@ def test_quantile_needs_buckets() -> None:
     assert one(bare, "ttft", 0.5).compliant
 
 
-@pytest.mark.parametrize(("bound", "exact", "ratio"), [(0.5, True, 0.9), (0.3, False, 0.65)])
-def test_attainment_is_exact_at_bounds(bound: float, exact: bool, ratio: float) -> None:
-    status = one(win(40, 50, 5, 5), "ttft", bound, objective_ratio=0.8)
-    assert (status.attainment_low == status.attainment_high) is exact
-    assert status.attainment_ratio == pytest.approx(ratio)
-    assert status.compliant is (ratio >= 0.8)
+def test_attainment_is_exact_at_bounds_and_bounded_elsewhere() -> None:
+    exact, inside = (one(win(40, 50, 5, 5), "ttft", bound, objective_ratio=0.8) for bound in (0.5, 0.3))
+    assert (exact.attainment_low, exact.attainment_high, exact.state) == (0.9, 0.9, SLOState.MET)
+    assert "90.0 % of 100 requests had TTFT within 500 ms, wanted 80.0 %: met." in exact.message
+    assert (inside.attainment_low, inside.attainment_high, inside.state) == (0.4, 0.9, SLOState.UNDECIDED)
+    assert "40.0 to 90.0 % of 100 requests" in inside.message
+    assert "exact targets beside it: 100 ms and 500 ms" in inside.message
+    certain = [one(win(40, 50, 5, 5), "ttft", 0.3, objective_ratio=wanted).state for wanted in (0.39, 0.95)]
+    assert certain == [SLOState.MET, SLOState.MISSED]
 
 
 def test_floor_objective() -> None:
@@ -89,24 +123,3 @@ def test_error_and_cache_ratios() -> None:
     assert one(win(counters=counters), "error_ratio", 0.05).current_value == pytest.approx(0.1)
     assert one(win(counters=counters), "prefix_cache_hit_ratio", 0.5, "greater_than").compliant
     assert one(win(), "prefix_cache_hit_ratio", 0.5, "greater_than").state is SLOState.NOT_MEASURED
-
-
-def test_burn_rate_needs_both_windows() -> None:
-    target = SLOTarget("ttft", 0.5, objective_ratio=0.99)
-    bad, good = win(0, 50, 0, 50), win(0, 100, 0, 0)
-    burning = burn_rate(target, bad, bad, 14.4)
-    assert burning is not None
-    assert burning.alerting
-    assert burning.long_rate == pytest.approx(50.0)
-    over = burn_rate(target, bad, good, 14.4)
-    assert over is not None
-    assert not over.alerting
-    assert burn_rate(target, bad, win(), 14.4) is None
-    assert burn_rate(SLOTarget("ttft", 0.5), bad, bad, 14.4) is None
-
-
-def test_error_budget_over_windows() -> None:
-    target = SLOTarget("ttft", 0.5, objective_ratio=0.9)
-    assert budget_left_ratio(target, [win(0, 95, 0, 5), win(0, 95, 0, 5)]) == pytest.approx(0.5)
-    assert budget_left_ratio(target, [win(0, 50, 0, 50)]) == pytest.approx(-4.0)
-    assert budget_left_ratio(target, []) is None
