@@ -106,7 +106,7 @@ def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bo
     alternative = (second[0].cause if second else None) if named else (top.cause if ranked else None)
     margin = belief - second[1] if second and named else None
     # Told whenever it is close, or a launch argument that would decide is not known.
-    close = (margin is not None and margin < 0.5) or (harm.phase == phase.QUEUE and _limits_unknown(cause, facts))
+    close = (margin is not None and margin < 0.5) or (harm.phase != phase.DECODE and _limits_unknown(cause, facts))
     return Bottleneck(
         type=explain.CAUSE_TYPES[cause] if named else _PHASE_TYPES[harm.phase],
         severity=level,

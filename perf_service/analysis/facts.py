@@ -45,7 +45,8 @@ class Facts:
     pinning: Pinning | None = None
     preemptions: float | None = None
     preemptions_per_request: float | None = None
-    sequence_limit: float | None = None
+    sequence_limit: float | None = None  # of all replicas and ranks together
+    limit_holders: float = 1.0  # replicas times ranks
     token_budget: float | None = None
     budget_estimate: float | None = None  # tokens per step that the prefill occupancy implies
     prefix_caching: bool | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import queue_weights, rules_decode, rules_prefill, rules_queue
+from perf_service.analysis import queue_evidence, queue_weights, rules_decode, rules_prefill, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm, ramp
 from perf_service.analysis.facts import Facts
@@ -37,7 +37,7 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         before = 0.0
     found = []
     if queue > 0:
-        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts, statuses), _ignorance(facts), rules_queue.queue_evidence(facts)))
+        found.append(Harm(phase.QUEUE, queue, _queue_candidates(facts, statuses), _ignorance(facts), queue_evidence.queue_evidence(facts)))
     if prefill > 0:
         found.append(Harm(phase.PREFILL, prefill, rules_prefill.candidates(facts), 0.1, rules_prefill.prefill_evidence(facts)))
     if decode > 0:

@@ -69,6 +69,8 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
     if preemptions is None and gauge is not None:
         preemptions = gauge.mean * gauge.samples
+    limit = _limit(window, config, SEQUENCE_LIMIT_KNOBS)
+    holders = max(1, window.replicas) * (config.number("data_parallel_size") or 1.0)
     return Facts(
         window=window,
         config=config,
@@ -96,8 +98,9 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         pinning=pinning,
         preemptions=preemptions,
         preemptions_per_request=preemptions / finished if preemptions is not None and finished > 0 else None,
-        sequence_limit=_limit(window, config, SEQUENCE_LIMIT_KNOBS),
-        token_budget=_limit(window, config, TOKEN_BUDGET_KNOBS, per_replica=True),
+        sequence_limit=limit * holders if limit is not None else None,
+        limit_holders=holders,
+        token_budget=_limit(window, config, TOKEN_BUDGET_KNOBS),
         budget_estimate=budget_estimate,
         prefix_caching=_prefix_caching(window.engine, config),
         hit_ratio=hit_ratio,
@@ -185,12 +188,10 @@ def _kv_need(window: Window, config: EngineConfig, running: float | None, prompt
     return running * (prompt + output / 2.0 + block / 2.0) / capacity
 
 
-def _limit(window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]], *, per_replica: bool = False) -> float | None:
+def _limit(window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]]) -> float | None:
+    """The told limit of one replica and rank."""
     values = [value for knob in knobs[window.engine] if (value := config.number(knob)) is not None and value > 0]
-    if not values:
-        return None
-    ranks = 1.0 if per_replica else max(1, window.replicas) * (config.number("data_parallel_size") or 1.0)
-    return min(values) * ranks
+    return min(values, default=None)
 
 
 def _prefix_caching(engine: Engine, config: EngineConfig) -> bool | None:

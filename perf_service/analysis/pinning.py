@@ -22,6 +22,7 @@ class Pinning:
     scrapes: int
     mean: float  # mean running at those scrapes
     tightness: float = 0.0  # 0..1: how well the scatter below the maximum is that of requests that have just finished
+    counted: bool = True  # whether `share` was counted over scrapes, or only concluded from mean and maximum
 
 
 def queued_share(running: GaugeStats | None, waiting: GaugeStats | None, occupancy: float | None) -> float:
@@ -69,4 +70,4 @@ def pinning_of_stats(running: GaugeStats | None, waiting: GaugeStats | None) -> 
     constant = running.min == running.max or active >= 0.97 * running.max
     wandering = active < 0.85 * running.max
     share = 1.0 if constant else 0.0 if wandering else 0.6
-    return Pinning(share, running.max, running.samples, active, share)
+    return Pinning(share, running.max, running.samples, active, share, counted=False)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from perf_service.analysis import steps
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import ramp
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.pinning import UNTELLING
-from perf_service.models.metrics import Engine, Hist
+from perf_service.models.metrics import Engine
 
 
 def kv_weight(facts: Facts) -> float:
@@ -56,40 +57,23 @@ def _alone_on_one_page(facts: Facts) -> bool:
 
 def budget_smallness(facts: Facts) -> float:
     """1 where the step's token budget is so small that the fixed cost of a step dominates, 0 where it cannot be."""
-    budget, prompt = facts.token_budget, facts.computed_tokens
+    budget, prompt, cut = facts.token_budget, facts.computed_tokens, steps.chunks(facts)
     value = budget if budget is not None else facts.budget_estimate
+    if budget is None and prompt:
+        low, high = cut.budget(prompt)
+        if cut.least >= 2.0:
+            value = min(value, high) if value is not None else high
+        value = max(value, low) if value is not None else None
     if value is None:
-        return 0.3
-    if budget is None:
-        ceiling = chunk_ceiling(facts)
-        value = min(value, ceiling) if ceiling is not None and ceiling < 0.5 * (prompt or 0.0) else value
+        return 0.3 * ramp(cut.most, 1.5, t.CHUNKS_MANY.value)
     small = 1.0 - ramp(math.log(max(value, 1.0)), math.log(t.BUDGET_SMALL.value), math.log(t.BUDGET_LARGE_ENOUGH.value))
-    if budget is None and (steps := steps_per_prompt(facts)) is not None:
-        small *= ramp(steps, 1.5, t.CHUNKS_MANY.value)  # whose prefill is over in a step or two was not cut into chunks
+    share = steps.fixed_share(facts, value)
+    if share is not None:
+        small *= ramp(share, 0.5 * t.FIXED_SHARE_MIN.value, t.FIXED_SHARE_MIN.value)  # compute is what takes the time
+    if budget is None:
+        small *= ramp(cut.most, 1.5, t.CHUNKS_MANY.value)  # whose prefill is over in a step or two was not cut into chunks
     # A step that takes several whole prompts does not starve them.
     return small * (1.0 - ramp(value / prompt, 1.0, 3.0)) if prompt else small
-
-
-def steps_per_prompt(facts: Facts) -> float | None:
-    """Upper bound of the steps that the prefill of a prompt takes: its time over the mean pause between tokens, which is a step's."""
-    output = facts.output_tokens
-    if facts.prefill is None or not facts.itl or output is None or output < 3:
-        return None
-    return facts.prefill / facts.itl
-
-
-def chunk_ceiling(facts: Facts) -> float | None:
-    """Upper bound of the tokens per step seen by decoding requests: a prompt's share done within the longest pause (ITL p99).
-
-    A whole prompt in one step stalls every running decode for the prompt's prefill time; in small chunks it does not.
-    """
-    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
-    running, occupancy = facts.running_mean, facts.prefill_occupancy
-    if tail is None or facts.prefill is None or not facts.computed_tokens or running is None or occupancy is None or facts.prefill <= 0:
-        return None
-    if running < 1.5 or occupancy < 0.3 or tail.samples < 100 or math.isinf(tail.high):
-        return None
-    return facts.computed_tokens * min(1.0, tail.high / facts.prefill)
 
 
 def batch_weight(facts: Facts, saturation: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perf_service.analysis import queue_weights, rules_queue
+from perf_service.analysis import queue_evidence, queue_weights
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
@@ -44,7 +44,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
                 Verdict.TUNE,
                 "the launch argument max_num_batched_tokens, and whether the spikes coincide with arriving prompts",
             ),
-            Candidate(Cause.KV_EXHAUSTED, kv, rules_queue.kv_evidence(facts)),
+            Candidate(Cause.KV_EXHAUSTED, kv, queue_evidence.kv_evidence(facts)),
             _speculation(facts),
             Candidate(
                 Cause.CPU_OVERHEAD,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from perf_service.analysis import queue_weights, rules_queue
+from perf_service.analysis import queue_evidence, queue_weights, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.steps import chunks
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 
@@ -21,7 +22,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
             Candidate(
                 Cause.TOKEN_BUDGET_TOO_SMALL,
                 0.9 * small,
-                rules_queue.budget_evidence(facts),
+                queue_evidence.budget_evidence(facts),
                 Verdict.TUNE,
                 rules_queue.ARGS_SETTLE[facts.engine],
             ),
@@ -48,11 +49,10 @@ def _chunking(facts: Facts) -> float:
     if budget is not None:
         steps = prompt / budget
         return queue_weights.budget_smallness(facts) * ramp(steps, 1.0, 0.75 * t.CHUNKS_MANY.value)
-    ceiling = queue_weights.chunk_ceiling(facts)
-    if ceiling is None:
+    cut = chunks(facts)
+    if not cut.known:
         return 0.05
-    steps = prompt / max(1.0, ceiling)
-    return queue_weights.budget_smallness(facts) * ramp(steps, 2.0, 2.0 * t.CHUNKS_MANY.value)
+    return queue_weights.budget_smallness(facts) * ramp(cut.least, 2.0, 1.5 * t.CHUNKS_MANY.value)
 
 
 def prefill_evidence(facts: Facts) -> tuple[Evidence, ...]:

@@ -13,11 +13,10 @@ vLLM calls (1), (2) and (3) alike "capacity" in `num_requests_waiting_by_reason`
 
 from __future__ import annotations
 
-import math
-
 from perf_service.analysis import thresholds as t
-from perf_service.analysis.candidates import Candidate, compact, fact, ramp
+from perf_service.analysis.candidates import Candidate, fact, ramp
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.queue_evidence import batch_evidence, budget_evidence, deferred_evidence, kv_evidence, saturation_evidence
 from perf_service.analysis.queue_weights import (
     batch_weight,
     budget_smallness,
@@ -26,7 +25,7 @@ from perf_service.analysis.queue_weights import (
     kv_weight,
     prefill_saturation,
 )
-from perf_service.models.analysis import Cause, Evidence, Verdict
+from perf_service.models.analysis import Cause, Verdict
 from perf_service.models.metrics import Engine
 
 ARGS_SETTLE = {
@@ -59,37 +58,6 @@ def _waits_without_time(facts: Facts) -> bool:
     return facts.inference is None or facts.queue * (facts.running_mean or 1.0) >= t.WAITING_MIN.value * facts.inference
 
 
-def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """That requests wait, in numbers."""
-    gauge = facts.waiting.mean if facts.waiting else None
-    share = facts.queue_share
-    return compact(
-        (
-            fact(
-                facts,
-                "waiting_requests",
-                "mean",
-                facts.waiting_mean,
-                f"{facts.waiting_mean:.1f} requests wait on average.",
-                unit="requests",
-            )
-            if facts.waiting_mean > 0 or (gauge is not None and share is None)
-            else None,
-            fact(
-                facts,
-                "queue_seconds",
-                "share",
-                share,
-                f"{share:.0%} of the time to the first token is spent in the queue ({facts.queue:.2f} s).",
-                threshold=t.QUEUE_SHARE_MIN.value,
-                unit="ratio",
-            )
-            if share is not None
-            else None,
-        )
-    )
-
-
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """The reasons for waiting with their weights."""
     kv = kv_weight(facts)
@@ -103,7 +71,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     budget = max(saturation * small, 0.9 * small if decodes_fill else 0.0) * open_share
     prefill = saturation * (1.0 - small) * open_share
     found = [
-        Candidate(Cause.KV_EXHAUSTED, kv * (1.0 - 0.95 * deferred), kv_evidence(facts), kv_verdict(facts)),
+        Candidate(Cause.KV_EXHAUSTED, kv * (1.0 - 0.95 * deferred), kv_evidence(facts), Verdict.TUNE),
         Candidate(Cause.BATCH_LIMIT, batch, batch_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
         Candidate(Cause.TOKEN_BUDGET_TOO_SMALL, budget, budget_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
         Candidate(Cause.PREFILL_COMPUTE, prefill, saturation_evidence(facts), Verdict.SCALE, ARGS_SETTLE[facts.engine]),
@@ -114,197 +82,6 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     if facts.engine is Engine.TGI:
         found.append(_reservation(facts, open_share))
     return tuple(candidate for candidate in found if candidate.weight > 0.005)
-
-
-def kv_verdict(facts: Facts) -> Verdict:
-    """More KV is a flag's matter as long as memory may be given to it."""
-    return Verdict.TUNE
-
-
-def kv_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """Preemptions and KV use, for or against exhaustion."""
-    per_request, peak, need = facts.preemptions_per_request, facts.kv_peak, facts.kv_need_ratio
-    word = "retractions" if facts.engine is Engine.SGLANG else "preemptions"
-    return compact(
-        (
-            fact(
-                facts,
-                "preemptions",
-                "delta",
-                facts.preemptions,
-                f"{facts.preemptions:.0f} {word} in {facts.finished:.0f} finished requests."
-                if per_request is not None
-                else f"{facts.preemptions:.0f} {word}.",
-                threshold=t.PREEMPTIONS_PER_REQUEST.value * facts.finished if per_request is not None else None,
-                against=facts.preemptions <= 0,
-            )
-            if facts.preemptions is not None
-            else None,
-            fact(
-                facts,
-                "kv_cache_usage_ratio",
-                "max",
-                peak,
-                f"KV cache use peaks at {peak:.1%}.",
-                threshold=t.KV_FULL.value,
-                unit="ratio",
-                against=peak < t.KV_FREE_MAX.value,
-            )
-            if peak is not None
-            else None,
-            fact(
-                facts,
-                "kv_need_ratio",
-                "mean",
-                need,
-                f"By Little's law the running requests need {need:.0%} of the KV cache on average.",
-                threshold=t.KV_NEED_FULL.value,
-                unit="ratio",
-                against=need < 0.5,
-            )
-            if need is not None
-            else None,
-        )
-    )
-
-
-def budget_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """The token budget as told, or as the occupancy of prefill implies it."""
-    budget, estimate, prompt = facts.token_budget, facts.budget_estimate, facts.computed_tokens
-    steps = prompt / budget if budget and prompt else None
-    small = budget_smallness(facts) >= 0.5
-    return (
-        *compact(
-            (
-                fact(
-                    facts,
-                    "token_budget",
-                    "config",
-                    budget,
-                    f"The step budget is {budget:.0f} tokens"
-                    + (f": a prompt of {prompt:.0f} tokens needs {math.ceil(steps)} steps." if steps else "."),
-                    threshold=t.BUDGET_LARGE_ENOUGH.value,
-                    unit="tokens",
-                    against=not small,
-                )
-                if budget is not None
-                else None,
-                fact(
-                    facts,
-                    "token_budget",
-                    "estimate",
-                    estimate,
-                    f"Prompts of {prompt:.0f} tokens are prefilled about {facts.prefill_occupancy:.2f} at a time: "
-                    f"that fits a budget of {_estimate_text(estimate, prompt)} tokens per step.",
-                    threshold=t.BUDGET_LARGE_ENOUGH.value,
-                    unit="tokens",
-                    against=not small,
-                )
-                if budget is None and estimate is not None and facts.prefill_occupancy is not None and prompt is not None
-                else None,
-            )
-        ),
-        *saturation_evidence(facts),
-    )
-
-
-def _estimate_text(estimate: float, prompt: float) -> str:
-    """An occupancy tells the budget to some percent of a prompt; below that only that it is small."""
-    least = 0.05 * prompt
-    return f"about {estimate:.0f}" if estimate >= least else f"less than {max(least, 1):.0f}"
-
-
-def saturation_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """How many prompts are in prefill on average."""
-    occupancy = facts.prefill_occupancy
-    return compact(
-        (
-            fact(
-                facts,
-                "prefill_occupancy",
-                "mean",
-                occupancy,
-                f"On average {occupancy:.2f} requests are in prefill "
-                + (
-                    "while others wait: prefill is a busy server."
-                    if occupancy >= t.PREFILL_SATURATED.value
-                    else "- prefill is not what they wait for."
-                ),
-                threshold=t.PREFILL_SATURATED.value,
-                unit="requests",
-                against=occupancy < t.PREFILL_SATURATED.value,
-            )
-            if occupancy is not None
-            else None,
-        )
-    )
-
-
-def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """Running requests held at a constant number, and free KV cache beside it."""
-    pinning, limit, peak = facts.pinning, facts.sequence_limit, facts.kv_peak
-    running = facts.running_mean
-    top = facts.running_top
-    return compact(
-        (
-            fact(
-                facts,
-                "running_requests",
-                "config",
-                top,
-                f"{top:.0f} requests run; the limit is {limit:.0f}.",
-                threshold=limit,
-                unit="requests",
-                against=top < 0.9 * limit,
-            )
-            if limit is not None and top > 0
-            else None,
-            fact(
-                facts,
-                "running_requests",
-                "share",
-                pinning.share,
-                f"While others wait, running is at its maximum of {pinning.limit:.0f} in {pinning.share:.0%} of {pinning.scrapes} scrapes.",
-                threshold=0.8,
-                unit="ratio",
-                samples=pinning.scrapes,
-                against=pinning.tightness < 0.5,
-            )
-            if pinning is not None
-            else None,
-            fact(
-                facts,
-                "running_requests",
-                "mean",
-                running,
-                f"{running:.1f} requests run on average while {facts.waiting_mean:.1f} wait.",
-                unit="requests",
-            )
-            if running is not None and pinning is None
-            else None,
-            fact(
-                facts,
-                "kv_cache_usage_ratio",
-                "max",
-                peak,
-                f"KV cache is free: its use peaks at {peak:.1%}." if peak < t.KV_FREE_MAX.value else f"KV cache use peaks at {peak:.1%}.",
-                threshold=t.KV_FREE_MAX.value,
-                unit="ratio",
-                against=peak >= t.KV_FREE_MAX.value,
-            )
-            if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0
-            else None,
-        )
-    )
-
-
-def deferred_evidence(facts: Facts) -> tuple[Evidence, ...]:
-    """Share of the waiting requests that no free place would help."""
-    share = facts.deferred_share
-    if share is None:
-        return ()
-    text = f"{share:.0%} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
-    return (fact(facts, "waiting_deferred_requests", "share", share, text, threshold=0.5, unit="ratio", against=share < 0.5),)
 
 
 def _under_admission(facts: Facts, open_share: float) -> Candidate:

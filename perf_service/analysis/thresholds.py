@@ -49,6 +49,8 @@ PREFILL_SATURATED: Final = Threshold(
 )
 BUDGET_SMALL: Final = Threshold(128.0, "tokens", "below it the fixed cost of a step outweighs its tokens on any engine")
 BUDGET_LARGE_ENOUGH: Final = Threshold(2048.0, "tokens", "smallest default of any vLLM or SGLang version and GPU")
+QUEUE_MATERIAL: Final = Threshold(0.1, "ratio", "queue time over prefill time from which new requests do find the engine busy")
+FIXED_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of prefill that is its steps' fixed cost: what a larger budget saves")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
 PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
 PREFILL_SERVICE_SHARE: Final = Threshold(

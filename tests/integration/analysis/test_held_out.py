@@ -44,12 +44,14 @@ def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -
     assert analysis.verdict is not Verdict.TUNE
 
 
-def test_a_small_budget_without_a_queue_is_told_once_the_launch_argument_is_known() -> None:
+def test_a_small_budget_without_a_queue_is_told_with_and_without_the_launch_argument() -> None:
     unknown, known = _analyzed("prefill_budget64_open"), _analyzed("prefill_budget64_open", max_num_batched_tokens=64)
-    assert known.root_cause is not None
-    assert known.root_cause.cause is Cause.TOKEN_BUDGET_TOO_SMALL
+    for analysis in (unknown, known):
+        assert analysis.root_cause is not None
+        assert analysis.root_cause.cause is Cause.TOKEN_BUDGET_TOO_SMALL
     assert unknown.root_cause is not None
-    assert unknown.root_cause.alternative is Cause.TOKEN_BUDGET_TOO_SMALL
+    assert unknown.root_cause.alternative is Cause.PREFILL_COMPUTE
+    assert "max_num_batched_tokens" in unknown.root_cause.would_settle
 
 
 def test_a_hang_with_frozen_gauges_is_no_idleness() -> None:

@@ -1,0 +1,114 @@
+"""What the page tells of single engine steps: how long they take, and into how many of them a prompt is cut.
+
+No engine exports its step time while a prompt is computed. Three traces bound it:
+
+* The pause between two tokens of a running request is one step. A whole prompt in one step makes every running decode pause for
+  the prompt's prefill time; cut into small chunks it does not (vLLM V1: one budget for prompts and decodes of a step).
+* vLLM's scheduler reads new requests between steps only (v1/engine/core.py: the input queue is drained before `schedule`), and
+  queue time begins when it has read them. So what is left of TTFT before queueing is the rest of a step: with a busy engine half
+  a step on average. Many short steps leave next to nothing there and much in the queue; few long ones the other way round.
+* A step takes at least what a decode step takes, so a prompt takes at most prefill time / time between tokens steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from perf_service.analysis import thresholds as t
+from perf_service.analysis.facts import Facts
+from perf_service.models.metrics import Engine, Hist
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """Bounds of the number of steps that the prefill of a mean prompt takes; `most` is infinite where nothing bounds it."""
+
+    least: float = 1.0
+    most: float = math.inf
+
+    @property
+    def known(self) -> bool:
+        """Whether one of the bounds says something."""
+        return self.least > 1.0 or self.most < math.inf
+
+    def budget(self, prompt: float) -> tuple[float, float]:
+        """Bounds of the tokens per step for prompts of so many tokens; the upper one is infinite where a step takes whole prompts."""
+        return prompt / self.most, (prompt / self.least if self.least > 1.0 else math.inf)
+
+
+def chunks(facts: Facts) -> Chunks:
+    """How finely prompts are cut, as far as the page tells; unknown where it contradicts itself."""
+    prefill = facts.prefill
+    if prefill is None or prefill <= 0 or facts.engine is not Engine.VLLM:
+        return Chunks()
+    longest = min((s for s in (_step_by_pauses(facts), _step_by_arrivals(facts)) if s is not None), default=math.inf)
+    least = max(1.0, prefill / longest) if longest < math.inf else 1.0
+    most = math.inf
+    if facts.itl and facts.output_tokens is not None and facts.output_tokens >= 3:
+        most = max(1.0, prefill / facts.itl)
+    if _whole_prompt_pauses(facts):
+        most = min(most, 2.0)
+    return Chunks(least, most) if least <= most else Chunks()
+
+
+def _step_by_pauses(facts: Facts) -> float | None:
+    """Longest step that decoding requests see, in seconds: ITL p99, where others decode while prompts are computed."""
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    running, occupancy = facts.running_mean, facts.prefill_occupancy
+    if tail is None or running is None or occupancy is None:
+        return None
+    if running < 1.5 or occupancy < 0.3 or tail.samples < 100 or math.isinf(tail.high):
+        return None
+    return tail.high
+
+
+def _step_by_arrivals(facts: Facts) -> float | None:
+    """Longest mean step, in seconds: twice the time that a request passes before the scheduler reads it, over the chance to find one
+    under way. Only where new requests find the engine busy, which their queue time tells."""
+    before, queue, prefill = facts.preschedule, facts.queue, facts.prefill
+    if before is None or queue is None or not prefill or queue < t.QUEUE_MATERIAL.value * prefill or _phases_lag(facts):
+        return None
+    if facts.finished < t.REQUESTS_MIN.value:
+        return None
+    busy = min(1.0, max(0.3, facts.running_mean or 0.3))
+    return 2.0 * max(before, 1e-4) / busy
+
+
+def _phases_lag(facts: Facts) -> bool:
+    """Whether TTFT speaks of other requests than the phases, which are booked at the end."""
+    done = facts.window.count(Hist.QUEUE_SECONDS)
+    return not 1 / 1.15 <= facts.started / done <= 1.15 if done else True
+
+
+def _whole_prompt_pauses(facts: Facts) -> bool:
+    """Whether decoding requests pause for half a prefill time as often as prompts arrive beside them."""
+    running, occupancy, output = facts.running_mean, facts.prefill_occupancy, facts.output_tokens
+    if facts.prefill is None or not facts.itl or running is None or occupancy is None or not output or output < 2:
+        return False
+    if facts.prefill < 4.0 * facts.itl:
+        return False  # a few steps in any case
+    within = facts.window.attainment(Hist.ITL_SECONDS, 0.5 * facts.prefill)
+    decoding = running - occupancy
+    if within is None or within.samples < 100 or decoding < 0.5:
+        return False
+    return 1.0 - within.high >= 0.3 * min(1.0, decoding / output)
+
+
+def decode_step(facts: Facts) -> float | None:
+    """Upper bound of a step without prompts, in seconds: the shortest tenth of the pauses between tokens."""
+    low = facts.window.quantile(Hist.ITL_SECONDS, 0.1)
+    if low is None or low.samples < 30:
+        return None
+    return low.value
+
+
+def fixed_share(facts: Facts, budget: float) -> float | None:
+    """Upper bound of the share of the prefill time that is the fixed cost of its steps: what a larger budget can save.
+
+    A prompt of P tokens takes P / budget steps, each at least a decode step long.
+    """
+    base, prompt, prefill = decode_step(facts), facts.computed_tokens, facts.prefill
+    if base is None or not prompt or not prefill or facts.engine is not Engine.VLLM:
+        return None
+    return min(1.0, base * max(1.0, prompt / budget) / prefill)
