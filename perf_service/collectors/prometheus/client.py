@@ -126,15 +126,16 @@ class PrometheusClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def query(self, source: PrometheusSource, expression: str, at: float) -> Answer:
-        """An instant query at `at` (unix seconds).
+    async def query(self, source: PrometheusSource, expression: str, at: float | None) -> Answer:
+        """An instant query at `at` (unix seconds; None: the server's present).
 
         Raises:
             EndpointTimeoutError, EndpointUnreachableError, EndpointStatusError: as for an engine's page.
             CollectError: INVALID_ARGUMENT for a query that is not accepted; TOO_MANY_SERIES, BODY_TOO_LARGE where it selects too much;
                 ENDPOINT_INVALID, ENDPOINT_FORBIDDEN; BODY_NOT_METRICS where something else answers than this API.
         """
-        return await self._ask(source, "query", {"query": expression, "time": f"{at:.3f}", "timeout": f"{self.timeout:g}s"})
+        moment = {} if at is None else {"time": f"{at:.3f}"}
+        return await self._ask(source, "query", {"query": expression, **moment, "timeout": f"{self.timeout:g}s"})
 
     async def query_range(self, source: PrometheusSource, expression: str, start: float, end: float, step: float) -> Answer:
         """A range query: values at `start`, `start + step`, ... Raises as `query`."""

@@ -30,8 +30,7 @@ class Matcher:
     value: str
 
     def __str__(self) -> str:
-        name = self.name if _PLAIN_NAME.match(self.name) else quoted(self.name)
-        return f"{name}{self.operator}{quoted(self.value)}"
+        return f"{label_name(self.name)}{self.operator}{quoted(self.value)}"
 
 
 def parse_matchers(text: str, *, field: str = "match") -> tuple[Matcher, ...]:
@@ -64,6 +63,11 @@ def parse_matchers(text: str, *, field: str = "match") -> tuple[Matcher, ...]:
         found.append(Matcher(name, match["operator"], _unquoted(match["value"])))
         position = match.end()
     return tuple(dict.fromkeys(found))
+
+
+def label_name(name: str) -> str:
+    """A label's name as it is written: in quotes where it has characters that only Prometheus 3 allows."""
+    return name if _PLAIN_NAME.match(name) else quoted(name)
 
 
 def quoted(text: str) -> str:

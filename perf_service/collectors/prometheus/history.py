@@ -1,0 +1,176 @@
+"""Reading what a Prometheus has of engines over a range: every scrape, with its own time.
+
+Samples are read raw, by an instant query of a range selector (`{...}[600s]`). A range query would not do: it looks at the series at
+steps of its own and takes the newest sample of up to five minutes before each, so the same scrape comes again and again and the time of
+it is lost. Only where a server refuses raw samples are steps taken, with the true time of each from `timestamp()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+from typing import Final
+
+from perf_service.collectors.prometheus.client import Answer, PrometheusClient
+from perf_service.collectors.prometheus.mapping import Entry, TargetHistory, merged, targets_of, thinned
+from perf_service.collectors.prometheus.matchers import Matcher, parse_matchers, selector
+from perf_service.collectors.prometheus.selecting import UP, name_matchers, prefixes_of
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
+from perf_service.models.fleet import PrometheusSource
+from perf_service.models.metrics import Engine
+
+LONGEST_RANGE_SECONDS: Final = 7 * 86_400.0
+CHUNK_SECONDS: Final = 1800.0
+"""Range of one query: 120 scrapes at the usual 15 s, about 1.5 MB for one engine."""
+_SHORTEST_CHUNK_SECONDS: Final = 30.0
+TOO_MUCH: Final = (ErrorReason.BODY_TOO_LARGE, ErrorReason.TOO_MANY_SERIES)
+_STEPS: Final = 1000
+_LISTED: Final = 8
+
+
+async def read_history(
+    client: PrometheusClient,
+    source: PrometheusSource,
+    start: float,
+    end: float,
+    *,
+    engine: Engine | None = None,
+    keep_every_seconds: float = 0.0,
+) -> tuple[list[TargetHistory], tuple[str, ...]]:
+    """Every engine that the matchers select, with its scrapes in (start, end], and what the server warned of.
+
+    Of scrapes that are closer together than `keep_every_seconds` only the first is kept: totals lose nothing by it. Long ranges are read in pieces, smaller ones where the server says that a piece is too much.
+
+    Raises:
+        InvalidArgumentError: for a range that is empty or longer than a week, or matchers that are none.
+        CollectError: as `PrometheusClient.query`.
+    """
+    if not (math.isfinite(start) and math.isfinite(end)) or end <= start:
+        raise InvalidArgumentError(f"the range ends ({end:.0f}) before it starts ({start:.0f})", field="start")
+    if end - start > LONGEST_RANGE_SECONDS:
+        raise InvalidArgumentError(f"the range is longer than {LONGEST_RANGE_SECONDS / 86_400:.0f} days: take a shorter one", field="start")
+    matchers = (*name_matchers(engine), *parse_matchers(source.match))
+    parts: list[list[TargetHistory]] = []
+    warnings: dict[str, None] = {}
+    pieces = [(at, min(end, at + CHUNK_SECONDS)) for at in _starts(start, end)]
+    while pieces:
+        since, until = pieces.pop(0)
+        try:
+            answer = await read_raw(client, source, matchers, until - since, until)
+        except CollectError as error:
+            if error.reason not in TOO_MUCH or until - since < 2 * _SHORTEST_CHUNK_SECONDS:
+                raise
+            middle = (since + until) / 2
+            pieces[:0] = [(since, middle), (middle, until)]
+            continue
+        targets = await asyncio.to_thread(targets_of, answer.series, engine)
+        parts.append([thinned(target, keep_every_seconds) for target in targets] if keep_every_seconds else targets)
+        warnings.update(dict.fromkeys(answer.warnings))
+    return merged(parts), tuple(warnings)
+
+
+def only_target(targets: Sequence[TargetHistory], source: PrometheusSource) -> TargetHistory:
+    """The one engine that was meant. Raises CollectError SERIES_AMBIGUOUS where there are several, with what tells them apart."""
+    if len(targets) == 1:
+        return targets[0]
+    common = set(targets[0].labels.items()).intersection(*(target.labels.items() for target in targets))
+    different = sorted({key for target in targets for key, value in target.labels.items() if (key, value) not in common})
+    names = [",".join(str(Matcher(key, "=", target.labels.get(key, ""))) for key in different) for target in targets]
+    listed = "; ".join(names[:_LISTED]) + (f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    raise CollectError(
+        ErrorReason.SERIES_AMBIGUOUS,
+        f"{_told(source)} selects {len(targets)} engines: add one of these to it: {listed}.",
+        {"url": source.url, "match": source.match, "instances": listed},
+    )
+
+
+async def nothing_found(client: PrometheusClient, source: PrometheusSource, what: str, engine: Engine | None = None) -> CollectError:
+    """The error for matchers that select nothing, with the engines that there are instead."""
+    prefixes = "|".join(f"{prefix}.+" for prefix in prefixes_of(engine))
+    there: list[str] = []
+    try:
+        ups = await client.query(source, selector(Matcher("__name__", "=", UP), *parse_matchers(source.match)), None)
+        if ups.series and all(float(entry["value"][1]) == 0 for entry in ups.series):
+            return unreachable(source)
+        for labels in ("job,instance", "job"):
+            answer = await client.query(source, f"count by ({labels}) ({selector(Matcher('__name__', '=~', prefixes))})", None)
+            there = sorted(",".join(str(Matcher(k, "=", v)) for k, v in sorted(entry["metric"].items())) for entry in answer.series)
+            if len(there) <= _LISTED:
+                break
+    except CollectError:
+        pass  # the first answer is what matters
+    of = engine.value if engine else "vLLM, SGLang or TGI"
+    hint = "; ".join(there[:_LISTED]) + (f"; and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
+    now = f"Now there are: {hint}." if there else f"It has no metric of {of} at all: does it scrape the engines?"
+    return CollectError(
+        ErrorReason.SERIES_NOT_FOUND,
+        f"{_told(source)} selects no series of {of} {what}. {now}",
+        {"url": source.url, "match": source.match, "instances": hint},
+    )
+
+
+def unreachable(source: PrometheusSource) -> CollectError:
+    """The error for an engine that Prometheus knows and cannot scrape."""
+    return CollectError(
+        ErrorReason.ENDPOINT_UNREACHABLE,
+        f"Prometheus cannot scrape the engine: `up` is 0 for {_told(source)}. Its page of targets tells why.",
+        {"url": source.url, "match": source.match},
+        retry_after_seconds=15.0,
+    )
+
+
+async def read_raw(
+    client: PrometheusClient, source: PrometheusSource, matchers: Sequence[Matcher], seconds: float, at: float | None, *, now: float = 0.0
+) -> Answer:
+    """Raw samples of the last `seconds` up to `at` (None: the server's present, which is `now` of our clock).
+
+    Raises as `PrometheusClient.query`.
+    """
+    expression = f"{selector(*matchers)}[{max(1, math.ceil(seconds * 1000))}ms]"
+    try:
+        answer = await client.query(source, expression, at)
+    except CollectError as error:
+        if error.reason is not ErrorReason.INVALID_ARGUMENT:
+            raise
+        end = now if at is None else at
+        try:
+            return await _by_steps(client, source, matchers, end - seconds, end)
+        except CollectError:
+            raise error from None
+    return answer
+
+
+async def _by_steps(client: PrometheusClient, source: PrometheusSource, matchers: Sequence[Matcher], start: float, end: float) -> Answer:
+    """As raw samples, from range queries: the value at each step is put at the time of the scrape that it is from."""
+    step = max(1.0, (end - start) / _STEPS)
+    others = [matcher for matcher in matchers if matcher.name != "__name__"]
+    times = await client.query_range(source, f"timestamp({selector(Matcher('__name__', '=', UP), *others)})", start, end, step)
+    if not times.series:
+        raise CollectError(ErrorReason.SERIES_NOT_FOUND, f"{_told(source)} selects no `up`, without which the times are not known.")
+    clocks = [(entry["metric"], {at: float(value) for at, value in entry["values"]}) for entry in times.series]
+    answer = await client.query_range(source, selector(*matchers), start, end, step)
+    series: list[Entry] = []
+    for entry in answer.series:
+        metric = entry["metric"]
+        _, clock = max(clocks, key=lambda pair: sum(metric.get(key) == value for key, value in pair[0].items()))
+        values = {clock[at]: value for at, value in entry.get("values", ()) if at in clock and clock[at] > start}
+        series.append({"metric": metric, "values": list(values.items())})
+    return Answer(series, (*times.warnings, *answer.warnings))
+
+
+def interval_of(target: TargetHistory) -> float | None:
+    """Seconds between two scrapes, failed ones included; None where fewer than two are known."""
+    times = sorted([*(scrape.at for scrape in target.scrapes), *target.failed])
+    steps = [later - earlier for earlier, later in pairwise(times)]
+    return median(steps) if steps else None
+
+
+def _starts(start: float, end: float) -> list[float]:
+    return [start + index * CHUNK_SECONDS for index in range(math.ceil((end - start) / CHUNK_SECONDS))]
+
+
+def _told(source: PrometheusSource) -> str:
+    return f"{{{source.match.strip().strip('{}')}}} in {source.url}"

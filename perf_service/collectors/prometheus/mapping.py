@@ -1,0 +1,210 @@
+"""From the raw samples of a Prometheus to the pages that the engines served.
+
+Prometheus stamps every sample of a scrape with one time, writes them together, and adds the target's labels to each. So the samples of one
+time, with those labels taken off, are the page that was scraped: it is written out again and read as any other page, through the same
+parser and dialect. That is why the windows come out the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from perf_service.collectors.prometheus.matchers import label_name, quoted
+from perf_service.collectors.prometheus.selecting import UP, own_labels, prefixes_of
+from perf_service.models.metrics import Engine
+
+Entry = Mapping[str, Any]
+_NAME: Final = "__name__"
+_EXPORTED: Final = "exported_"
+"""What Prometheus puts before a label of the page where the target has one of the same name (unless `honor_labels` is set)."""
+_IDENTITY: Final = (
+    "job", "instance", "pod", "namespace", "container", "cluster", "node", "endpoint", "service", "replica", "prometheus",
+    "prometheus_replica", "__replica__", "tenant_id",
+)  # fmt: skip
+"""Labels that tell targets apart where there is no `up`, as in what was federated or written by an agent."""
+SAME_SCRAPE_SECONDS: Final = 0.05
+"""Prometheus itself stamps one time; agents may round the samples of one scrape differently, by some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One page as it was scraped: its time (unix seconds), its text, and how many series it has."""
+
+    at: float
+    body: bytes
+    series: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetHistory:
+    """What a Prometheus has of one target that is an engine, oldest scrape first."""
+
+    labels: Mapping[str, str]
+    scrapes: tuple[Scrape, ...]
+    failed: tuple[float, ...] = ()  # times of the scrapes that failed (`up` is 0)
+    native: tuple[str, ...] = ()  # histograms that are stored in Prometheus' own format, without buckets to read
+
+    @property
+    def name(self) -> str:
+        """The target as a person knows it."""
+        return "{" + ", ".join(f"{key}={quoted(value)}" for key, value in sorted(self.labels.items())) + "}"
+
+
+@dataclass(slots=True)
+class _Target:
+    labels: dict[str, str]
+    ups: dict[float, bool] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+
+    def agreement(self, metric: Mapping[str, str]) -> int:
+        return sum(metric.get(key) == value for key, value in self.labels.items())
+
+
+def targets_of(entries: Sequence[Entry], engine: Engine | None = None) -> list[TargetHistory]:
+    """The engines among the series of a matrix (`metric`, `values`), each with its pages. What has no metric of an engine is left out."""
+    prefixes = prefixes_of(engine)
+    engines = [
+        target
+        for target in _sorted_out(entries, engine)
+        if any(entry["metric"].get(_NAME, "").startswith(prefixes) for entry in target.entries)
+    ]
+    return sorted(map(_history, engines), key=lambda history: history.name)
+
+
+def merged(parts: Iterable[Sequence[TargetHistory]]) -> list[TargetHistory]:
+    """The histories of consecutive ranges as one for each target; a scrape that is in two of them counts once."""
+    groups: dict[str, list[TargetHistory]] = {}
+    for part in parts:
+        for history in part:
+            groups.setdefault(history.name, []).append(history)
+    whole = []
+    for same in groups.values():
+        scrapes = {scrape.at: scrape for history in same for scrape in history.scrapes}
+        failed = {at for history in same for at in history.failed}
+        native = dict.fromkeys(name for history in same for name in history.native)
+        whole.append(TargetHistory(same[-1].labels, tuple(scrapes[at] for at in sorted(scrapes)), tuple(sorted(failed)), tuple(native)))
+    return sorted(whole, key=lambda history: history.name)
+
+
+def thinned(history: TargetHistory, every_seconds: float) -> TargetHistory:
+    """With scrapes at least `every_seconds` apart, the last one always among them."""
+    kept: list[Scrape] = []
+    for scrape in history.scrapes:
+        if not kept or scrape.at - kept[-1].at >= every_seconds or scrape is history.scrapes[-1]:
+            kept.append(scrape)
+    return replace(history, scrapes=tuple(kept))
+
+
+def _sorted_out(entries: Sequence[Entry], engine: Engine | None) -> list[_Target]:
+    targets: list[_Target] = []
+    by_address: dict[tuple[str | None, str | None], list[_Target]] = {}
+    rest = []
+    for entry in entries:
+        metric = entry["metric"]
+        if metric.get(_NAME) != UP:
+            rest.append(entry)
+            continue
+        labels = {key: value for key, value in metric.items() if key != _NAME}
+        target = _Target(labels, {float(at): float(value) > 0 for at, value in entry.get("values", ())})
+        targets.append(target)
+        by_address.setdefault((labels.get("job"), labels.get("instance")), []).append(target)
+    orphans = []
+    for entry in rest:
+        metric = entry["metric"]
+        candidates = by_address.get((metric.get("job"), metric.get("instance")))
+        if not candidates:
+            orphans.append(entry)
+        elif len(candidates) == 1:
+            candidates[0].entries.append(entry)
+        else:
+            max(candidates, key=lambda target: target.agreement(metric)).entries.append(entry)
+    return targets + _inferred(orphans, engine, has_targets=any(target.entries for target in targets))
+
+
+def _inferred(orphans: Sequence[Entry], engine: Engine | None, *, has_targets: bool) -> list[_Target]:
+    """Targets of series that no `up` goes with: by the labels that tell targets apart; what else they have in common is theirs too."""
+    groups: dict[tuple[str | None, ...], list[Entry]] = {}
+    for entry in orphans:
+        metric = entry["metric"]
+        if has_targets and "instance" not in metric:
+            continue  # an aggregate over targets that are here themselves
+        groups.setdefault(tuple(metric.get(key) for key in _IDENTITY), []).append(entry)
+    own = own_labels(engine)
+    targets = []
+    for group in groups.values():
+        common = set(group[0]["metric"].items()).intersection(*(entry["metric"].items() for entry in group))
+        labels = {key: value for key, value in common if key != _NAME and (key in _IDENTITY or key not in own)}
+        targets.append(_Target(labels, entries=list(group)))
+    return targets
+
+
+def _history(target: _Target) -> TargetHistory:
+    lines: dict[float, list[bytes]] = {}
+    native = []
+    series: list[tuple[bytes, Sequence[Any]]] = []
+    for entry in target.entries:
+        values = entry.get("values")
+        if values is None:
+            native.append(str(entry["metric"].get(_NAME)))
+            continue
+        series.append((_spelled(entry["metric"], target.labels), values))
+    times = sorted(at for at, is_up in target.ups.items() if is_up) if target.ups else _scrape_times(series)
+    exact = {at: at for at in times}
+    for prefix, values in series:
+        for at, value in values:
+            time = exact.get(at)
+            if time is None:
+                time = _nearest(times, at)
+                if time is None:
+                    continue  # not of a scrape: written by a rule
+                exact[at] = time
+            lines.setdefault(time, []).append(b"%b %b\n" % (prefix, value.encode()))
+    scrapes = tuple(Scrape(at, b"".join(lines[at]), len(lines[at])) for at in sorted(lines))
+    failed = tuple(sorted(at for at, is_up in target.ups.items() if not is_up))
+    return TargetHistory(target.labels, scrapes, failed, tuple(dict.fromkeys(native)))
+
+
+def _scrape_times(series: Sequence[tuple[bytes, Sequence[Any]]]) -> list[float]:
+    """The times at which most of the series have a sample: those of scrapes, not of rules."""
+    counts = Counter(at for _, values in series for at, _ in values)
+    grouped: list[tuple[float, int]] = []
+    for at in sorted(counts):
+        if grouped and at - grouped[-1][0] <= SAME_SCRAPE_SECONDS:
+            grouped[-1] = (grouped[-1][0], grouped[-1][1] + counts[at])
+        else:
+            grouped.append((at, counts[at]))
+    most = max((count for _, count in grouped), default=0)
+    return [at for at, count in grouped if 2 * count >= most]
+
+
+def _nearest(times: Sequence[float], at: float) -> float | None:
+    index = bisect_left(times, at)
+    near = [time for time in times[max(0, index - 1) : index + 1] if abs(time - at) <= SAME_SCRAPE_SECONDS]
+    return min(near, key=lambda time: abs(time - at), default=None)
+
+
+def _spelled(metric: Mapping[str, str], target: Mapping[str, str]) -> bytes:
+    """The series as the engine's page had it: without the target's labels, and with its own where the target's stood in their way.
+
+    A label that differs from the target's was the page's own and won over it (`honor_labels`).
+    """
+    labels = []
+    for key, value in metric.items():
+        if key == _NAME or target.get(key) == value:
+            continue
+        bare = key
+        while bare.startswith(_EXPORTED):
+            bare = bare.removeprefix(_EXPORTED)
+        name = bare if bare in target else key
+        labels.append(f"{label_name(name)}={_escaped(value)}")
+    name = metric.get(_NAME, "")
+    return (f"{name}{{{','.join(labels)}}}" if labels else name).encode()
+
+
+def _escaped(value: str) -> str:
+    text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
