@@ -59,7 +59,26 @@ def fetch_page(
     page_token: str,
     where: Sequence[ColumnElement[bool]] = (),
 ) -> Page[T]:
-    """One page ordered by (`at`, `key`) descending. `page_size` above MAX_PAGE_SIZE is cut; below 1 is INVALID_ARGUMENT."""
+    """One page of decoded documents; see `fetch_rows`."""
+    rows, token = fetch_rows(connection, table, at, key, scope=scope, page_size=page_size, page_token=page_token, where=where)
+    return Page(tuple(decode(row[2]) for row in rows), token)
+
+
+def fetch_rows(
+    connection: Connection,
+    table: Table,
+    at: Column[Any],
+    key: Column[Any],
+    *,
+    scope: str,
+    page_size: int,
+    page_token: str,
+    where: Sequence[ColumnElement[bool]] = (),
+) -> tuple[Sequence[Any], str]:
+    """One page of rows `at`, `key`, document, ordered by (`at`, `key`) descending, and the next page's token.
+
+    `page_size` above MAX_PAGE_SIZE is cut; below 1 is INVALID_ARGUMENT.
+    """
     if page_size < 1:
         raise InvalidArgumentError(f"page_size must be at least 1, not {page_size}", field="page_size")
     size = min(page_size, MAX_PAGE_SIZE)
@@ -68,5 +87,4 @@ def fetch_page(
         last_at, last_key = decode_token(page_token, scope, key.type.python_type)
         query = query.where(or_(at < last_at, and_(at == last_at, key < last_key)))
     rows = connection.execute(query).all()
-    token = encode_token(scope, rows[size - 1][0], rows[size - 1][1]) if len(rows) > size else ""
-    return Page(tuple(decode(row[2]) for row in rows[:size]), token)
+    return rows[:size], encode_token(scope, rows[size - 1][0], rows[size - 1][1]) if len(rows) > size else ""

@@ -6,7 +6,7 @@ store's own clock so that servers with different clocks agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -84,7 +84,9 @@ class SnapshotStore(Protocol):
     """Scrapes by time."""
 
     async def add_snapshot(self, snapshot: Snapshot) -> Snapshot: ...
+    async def add_snapshots(self, group: Sequence[Snapshot]) -> None: ...  # one transaction
     async def latest_snapshot(self, instance_id: str) -> Snapshot | None: ...
+    async def latest_times(self, after: float) -> Mapping[str, float]: ...  # instance -> newest time, of those scraped after
     async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:
         """The newest taken at `at` or before, else the oldest there is: two of them make the window of any length, thinned or not."""
         ...
@@ -96,7 +98,9 @@ class SnapshotStore(Protocol):
         self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""
     ) -> Page[Snapshot]: ...
     async def prune_snapshots(self, *, before: float) -> int: ...  # number deleted
-    async def thin_snapshots(self, *, before: float, keep_every_seconds: float) -> int: ...  # downsampling; number deleted
+    async def thin_snapshots(
+        self, *, before: float, keep_every_seconds: float, after: float | None = None
+    ) -> int: ...  # downsampling; number deleted
 
 
 class AnalysisStore(Protocol):

@@ -15,6 +15,8 @@ from perf_service.storage.listener import Listener
 from perf_service.storage.notifier import POLL_BESIDE_LISTENER_SECONDS, POLL_SECONDS, EventNotifier
 from perf_service.storage.records import RecordRepository
 from perf_service.storage.schema import prepare
+from perf_service.storage.snapshot_codec import SnapshotCodec
+from perf_service.storage.snapshots import SnapshotRepository
 from perf_service.storage.workflows import WorkflowRepository
 
 
@@ -23,7 +25,7 @@ def random_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:20]}"
 
 
-class SqlStore(FleetRepository, DocumentRepository, WorkflowRepository, LeaseRepository, RecordRepository):
+class SqlStore(FleetRepository, SnapshotRepository, DocumentRepository, WorkflowRepository, LeaseRepository, RecordRepository):
     """A store over one SQL database. Safe for several tasks and several processes at once."""
 
     def __init__(
@@ -33,6 +35,8 @@ class SqlStore(FleetRepository, DocumentRepository, WorkflowRepository, LeaseRep
         self._clock = clock
         self._lease_clock = lease_clock
         self._new_id = new_id
+        self._codec = SnapshotCodec()
+        self._stored_shapes = {}
         poll = None if db.in_memory else POLL_SECONDS if db.is_sqlite else POLL_BESIDE_LISTENER_SECONDS
         self._notifier = EventNotifier(self._last_sequences, poll_seconds=poll)
         self._listener = None if db.is_sqlite else Listener(db.url, self._notifier.publish)

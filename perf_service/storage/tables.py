@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS: Final[tuple[str, ...]] = ("0001",)
+REVISIONS: Final[tuple[str, ...]] = ("0001", "0002")
 
 metadata = MetaData(
     naming_convention={
@@ -68,8 +68,19 @@ snapshots = Table(
     Column("instance_id", Id, nullable=False),
     Column("taken_at", Double, nullable=False),  # collected_at, or the time of storing where that is unknown
     Column("document", LargeBinary, nullable=False),
+    Column("started_at", Double, nullable=True),  # of the engine's process, where its page tells
+    Column("progress", Double, nullable=True),  # see snapshot_codec.progress_of; NULL: stored by a version that did not know it
     Index("ix_snapshots_instance_id", "instance_id", "taken_at", "snapshot_id"),
     Index("ix_snapshots_taken_at", "taken_at"),
+)
+
+# What the scrapes of one server have in common (see snapshot_codec.py). No snapshot taken later than `used_until` needs the shape.
+snapshot_shapes = Table(
+    "snapshot_shapes",
+    metadata,
+    Column("shape_id", String(64), primary_key=True),
+    Column("used_until", Double, nullable=False),
+    Column("document", LargeBinary, nullable=False),
 )
 
 

@@ -1,0 +1,248 @@
+"""Snapshots by time: kept in groups, read by range, thinned and forgotten with age."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, case, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from perf_service.models.metrics import Snapshot
+from perf_service.storage.database import Database
+from perf_service.storage.pages import fetch_rows, scope_of
+from perf_service.storage.ports import Page
+from perf_service.storage.snapshot_codec import Shape, SnapshotCodec, progress_of
+from perf_service.storage.tables import snapshot_shapes, snapshots
+from perf_service.storage.thinning import Mark, surplus
+
+_SHAPE_SLACK_SECONDS: Final = 86_400.0
+"""A shape's `used_until` lies ahead of its last use by up to this, so that it is written once a day and not with each scrape."""
+_DELETED_AT_ONCE: Final = 500
+"""Rows of one transaction while tidying up: scrapes are waiting for their turn meanwhile."""
+_SLICE_INTERVALS: Final = 12
+"""Intervals looked at in one go when thinning: bounds memory and the time a read transaction stays open."""
+
+_COLUMNS: Final = (snapshots.c.taken_at, snapshots.c.snapshot_id, snapshots.c.document)
+
+
+class SnapshotRepository:
+    """See `ports.SnapshotStore`. What comes without an id or a time gets one from the store."""
+
+    _db: Database
+    _clock: Callable[[], float]
+    _new_id: Callable[[str], str]
+    _codec: SnapshotCodec
+    _stored_shapes: dict[str, float]  # key -> used_until, as far as this process knows
+
+    async def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Store a scrape; adding the same one again changes nothing. ValueError where its id belongs to another one."""
+        stored = self._named(snapshot)
+
+        def work(connection: Connection) -> dict[str, float]:
+            query = select(*_COLUMNS).where(snapshots.c.snapshot_id == stored.snapshot_id)
+            found = connection.execute(query).first()
+            if found is None:
+                return self._add(connection, [stored])
+            if self._read(connection, found) != stored:
+                raise ValueError(f"snapshot_id {stored.snapshot_id!r} is taken by another document, and stored documents never change")
+            return {}
+
+        self._stored_shapes.update(await self._db.write(work))
+        return stored
+
+    async def add_snapshots(self, group: Sequence[Snapshot]) -> None:
+        """Store scrapes in one transaction, all or none. One whose id is there already is passed over."""
+        named = [self._named(snapshot) for snapshot in group]
+        if named:
+            self._stored_shapes.update(await self._db.write(lambda connection: self._add(connection, named)))
+
+    async def latest_snapshot(self, instance_id: str) -> Snapshot | None:
+        """The newest one by time, None where there is none."""
+        query = _newest_first(select(*_COLUMNS).where(snapshots.c.instance_id == instance_id)).limit(1)
+        return await self._db.read(lambda connection: self._first(connection, query))
+
+    async def latest_times(self, after: float) -> Mapping[str, float]:
+        """When each instance was last scraped, of those that were after this time."""
+        query = select(snapshots.c.instance_id, func.max(snapshots.c.taken_at)).where(snapshots.c.taken_at > after)
+        return await self._db.read(
+            lambda connection: {row[0]: row[1] for row in connection.execute(query.group_by(snapshots.c.instance_id))}
+        )
+
+    async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:
+        """The newest one taken at `at` or before; where there is none the oldest of all; None where there is none at all."""
+        mine = select(*_COLUMNS).where(snapshots.c.instance_id == instance_id)
+        before = _newest_first(mine.where(snapshots.c.taken_at <= at)).limit(1)
+        oldest = mine.order_by(snapshots.c.taken_at, snapshots.c.snapshot_id).limit(1)
+        return await self._db.read(lambda connection: self._first(connection, before) or self._first(connection, oldest))
+
+    async def snapshots_between(self, instance_id: str, start: float, end: float, *, limit: int = 1000) -> Sequence[Snapshot]:
+        """Oldest first, both ends included; where there are more than `limit`, the newest of them."""
+        query = select(*_COLUMNS).where(snapshots.c.instance_id == instance_id, snapshots.c.taken_at >= start, snapshots.c.taken_at <= end)
+
+        def work(connection: Connection) -> list[Snapshot]:
+            rows = connection.execute(_newest_first(query).limit(limit)).all()
+            return [self._read(connection, row) for row in reversed(rows)]
+
+        return await self._db.read(work)
+
+    async def list_snapshots(
+        self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""
+    ) -> Page[Snapshot]:
+        """Newest first. Raises PAGE_TOKEN_INVALID."""
+        where = [snapshots.c.instance_id == instance_id]
+        if start is not None:
+            where.append(snapshots.c.taken_at >= start)
+        if end is not None:
+            where.append(snapshots.c.taken_at <= end)
+
+        def work(connection: Connection) -> Page[Snapshot]:
+            rows, token = fetch_rows(
+                connection,
+                snapshots,
+                snapshots.c.taken_at,
+                snapshots.c.snapshot_id,
+                scope=scope_of("snapshots", instance_id=instance_id, start=start, end=end),
+                page_size=page_size,
+                page_token=page_token,
+                where=where,
+            )
+            return Page(tuple(self._read(connection, row) for row in rows), token)
+
+        return await self._db.read(work)
+
+    async def prune_snapshots(self, *, before: float) -> int:
+        """Delete every snapshot older than `before`; the number of them."""
+        old = select(snapshots.c.snapshot_id).where(snapshots.c.taken_at < before).limit(_DELETED_AT_ONCE)
+        deleted = 0
+        while names := await self._db.read(lambda connection: connection.scalars(old).all()):
+            deleted += await self._delete(names)
+        await self._db.write(lambda connection: connection.execute(delete(snapshot_shapes).where(snapshot_shapes.c.used_until < before)))
+        self._codec.forget()
+        self._stored_shapes.clear()
+        return deleted
+
+    async def thin_snapshots(self, *, before: float, keep_every_seconds: float, after: float | None = None) -> int:
+        """Of the snapshots between `after` and `before` delete what `thinning.surplus` names; the number deleted.
+
+        Cumulative counters lose nothing by it but resolution: the difference over a longer interval is still exact, and so it is
+        over restarts. In many small transactions; what one of them did stays done.
+        """
+        if not keep_every_seconds > 0:
+            raise ValueError(f"keep_every_seconds must be positive, not {keep_every_seconds}")
+        if after is None:
+            after = await self._db.read(partial(_scalar, query=select(func.min(snapshots.c.taken_at))))
+        deleted = 0
+        while after is not None and after < before:
+            end = min(before, after + _SLICE_INTERVALS * keep_every_seconds)
+            await self._mark(after - keep_every_seconds, end + keep_every_seconds)
+            spare = await self._db.read(partial(_surplus, after=after, before=end, keep_every_seconds=keep_every_seconds))
+            for index in range(0, len(spare), _DELETED_AT_ONCE):
+                deleted += await self._delete(spare[index : index + _DELETED_AT_ONCE])
+            # On to the next slice that has anything in it.
+            following = select(func.min(snapshots.c.taken_at)).where(snapshots.c.taken_at >= end)
+            after = await self._db.read(partial(_scalar, query=following))
+        return deleted
+
+    async def _delete(self, names: Sequence[str]) -> int:
+        return await self._db.write(
+            lambda connection: connection.execute(delete(snapshots).where(snapshots.c.snapshot_id.in_(names))).rowcount
+        )
+
+    async def _mark(self, start: float, end: float) -> None:
+        """Make the marks of snapshots that an earlier version has stored."""
+        unmarked = (
+            select(*_COLUMNS)
+            .where(snapshots.c.taken_at >= start, snapshots.c.taken_at < end, snapshots.c.progress.is_(None))
+            .limit(_DELETED_AT_ONCE)
+        )
+
+        def work(connection: Connection) -> int:
+            rows = connection.execute(unmarked).all()
+            for row in rows:
+                snapshot = self._read(connection, row)
+                marks = {"started_at": snapshot.process_start_time, "progress": progress_of(snapshot)}
+                connection.execute(update(snapshots).where(snapshots.c.snapshot_id == row.snapshot_id).values(marks))
+            return len(rows)
+
+        while await self._db.write(work):
+            pass
+
+    def _named(self, snapshot: Snapshot) -> Snapshot:
+        taken = snapshot.collected_at
+        if taken is not None and not math.isfinite(taken):
+            raise ValueError(f"collected_at must be finite or None, not {taken}")
+        return snapshot if snapshot.snapshot_id else replace(snapshot, snapshot_id=self._new_id("snap"))
+
+    def _add(self, connection: Connection, group: Iterable[Snapshot]) -> dict[str, float]:
+        """Insert; returns the shapes that are stored once the transaction is."""
+        rows, shapes, now = [], dict[str, tuple[Shape, float]](), self._clock()
+        for snapshot in group:
+            document, shape = self._codec.packed(snapshot)
+            taken_at = now if snapshot.collected_at is None else snapshot.collected_at
+            rows.append(
+                {
+                    "snapshot_id": snapshot.snapshot_id,
+                    "instance_id": snapshot.instance_id,
+                    "taken_at": taken_at,
+                    "document": document,
+                    "started_at": snapshot.process_start_time,
+                    "progress": progress_of(snapshot),
+                }
+            )
+            # One that may have run out can have been deleted by another process meanwhile.
+            if shape is not None and self._stored_shapes.get(shape.key, -math.inf) < max(taken_at, now):
+                _, until = shapes.get(shape.key, (shape, -math.inf))
+                shapes[shape.key] = (shape, max(until, taken_at + _SHAPE_SLACK_SECONDS, now + _SHAPE_SLACK_SECONDS))
+        if shapes:
+            _upsert_shapes(connection, shapes)
+        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+        connection.execute(dialect.insert(snapshots).on_conflict_do_nothing(index_elements=["snapshot_id"]), rows)
+        return {key: until for key, (_, until) in shapes.items()}
+
+    def _first(self, connection: Connection, query: Select[Any]) -> Snapshot | None:
+        row = connection.execute(query).first()
+        return None if row is None else self._read(connection, row)
+
+    def _read(self, connection: Connection, row: Any) -> Snapshot:
+        _, snapshot_id, document = row
+
+        def shape_document(key: str) -> bytes | None:
+            return connection.scalar(select(snapshot_shapes.c.document).where(snapshot_shapes.c.shape_id == key))
+
+        return self._codec.unpacked(document, snapshot_id, shape_document)
+
+
+def _newest_first(query: Select[Any]) -> Select[Any]:
+    return query.order_by(snapshots.c.taken_at.desc(), snapshots.c.snapshot_id.desc())
+
+
+def _upsert_shapes(connection: Connection, shapes: Mapping[str, tuple[Shape, float]]) -> None:
+    # In one order, so that two processes that store the same ones wait for each other instead of locking each other out.
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    for key in sorted(shapes):
+        shape, until = shapes[key]
+        row = {"shape_id": key, "used_until": until, "document": shape.document}
+        statement = dialect.insert(snapshot_shapes).values(row)
+        known = snapshot_shapes.c.used_until
+        later = case((known > statement.excluded.used_until, known), else_=statement.excluded.used_until)
+        connection.execute(statement.on_conflict_do_update(index_elements=["shape_id"], set_={"used_until": later}))
+
+
+def _scalar(connection: Connection, query: Select[Any]) -> float | None:
+    found: float | None = connection.scalar(query)
+    return found
+
+
+def _surplus(connection: Connection, after: float, before: float, keep_every_seconds: float) -> list[str]:
+    """Looks one interval beyond both ends: what stays of a row depends on its neighbours."""
+    query = (
+        select(*(snapshots.c[name] for name in Mark._fields))
+        .where(snapshots.c.taken_at >= after - keep_every_seconds, snapshots.c.taken_at < before + keep_every_seconds)
+        .order_by(snapshots.c.instance_id, snapshots.c.taken_at, snapshots.c.snapshot_id)
+    )
+    rows = connection.execution_options(yield_per=2000).execute(query)
+    return list(surplus((Mark(*row) for row in rows), keep_every_seconds, before=before))
