@@ -23,6 +23,7 @@ from perf_service.models.workflow import RealisedEffect
 from perf_service.optimization.engine import OptimizationEngine
 from perf_service.optimization.predictor import Predictor
 from perf_service.storage.ports import LedgerEntry, Store
+from perf_service.workflows.budgets import Budgets
 
 ANALYZED_SECONDS = 300.0
 """Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
@@ -74,6 +75,7 @@ class Pipeline:
         self._optimization = optimization or OptimizationEngine()
         self._predictor = predictor or Predictor()
         self._imported = ImportedText()
+        self._budgets = Budgets(store)
 
     # --- collect ---
 
@@ -145,12 +147,23 @@ class Pipeline:
         if end is None and start is None and not any([await self.store.latest_snapshot(i.instance_id) for i in instances]):
             await self._collect_now(instances)
             until = self._clock()
-        return await self.analyze_range(instances, fleet_id=fleet_id, start=since, end=until, slo_targets=targets)
+        return await self.analyze_range(instances, fleet_id=fleet_id, start=since, end=until, slo_targets=targets, budgets_age_seconds=0.0)
 
     async def analyze_range(
-        self, instances: Sequence[Instance], *, fleet_id: str, start: float, end: float, slo_targets: Sequence[SLOTarget], keep: bool = True
+        self,
+        instances: Sequence[Instance],
+        *,
+        fleet_id: str,
+        start: float,
+        end: float,
+        slo_targets: Sequence[SLOTarget],
+        keep: bool = True,
+        budgets_age_seconds: float | None = None,
     ) -> Analysis:
-        """Analyze what is stored of these instances between two times; `keep` stores the result. Raises NOT_ENOUGH_DATA."""
+        """Analyze what is stored of these instances between two times; `keep` stores the result. Raises NOT_ENOUGH_DATA.
+
+        `budgets_age_seconds`: add error budgets up to `end`, at most so old. None: without them.
+        """
         series = await self.series(instances, start, end)
         if not any(series.values()):
             for instance in instances:
@@ -167,6 +180,10 @@ class Pipeline:
             )
         analysis = await asyncio.to_thread(self._analyze, pages, instances[0], tuple(slo_targets), fleet_id)
         analysis = replace(analysis, fleet_id=fleet_id, created_at=self._clock(), analysis_id=self._new_id("an") if keep else "")
+        if budgets_age_seconds is not None:
+            ids = [i.instance_id for i in instances]
+            statuses = await self._budgets.added(analysis.slo_statuses, ids, end, max_age_seconds=budgets_age_seconds)
+            analysis = replace(analysis, slo_statuses=statuses)
         return await self.store.add_analysis(analysis) if keep else analysis
 
     def _analyze(self, pages: Mapping[str, Sequence[Snapshot]], like: Instance, targets: tuple[SLOTarget, ...], fleet_id: str) -> Analysis:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from perf_service.analysis.error_budget import ALERTS, HORIZONS, PERIOD_SECONDS, Events, error_budget, events_since
 from perf_service.models.analysis import BudgetState, ErrorBudget
@@ -45,24 +41,6 @@ def test_two_pages_of_thirty_days_tell_the_whole_budget() -> None:
     assert "75 % of the error budget left over 30 days (250 of 100,000 requests bad" in found.message
 
 
-@settings(max_examples=40, deadline=None)
-@given(kept=st.sets(st.integers(1, 39)), restarts=st.sets(st.integers(2, 38), max_size=3))
-def test_thinning_loses_nothing_as_long_as_the_pages_around_restarts_stay(kept: set[int], restarts: set[int]) -> None:
-    pages, good, bad, begun = [], 0.0, 0.0, NOW - 99 * DAY
-    for i in range(41):
-        at = NOW - (40 - i) * 3600.0
-        if i in restarts:
-            good, bad, begun = 0.0, 0.0, at - 1800.0
-        good, bad = good + 90.0, bad + 10.0
-        pages.append(page(at, good, bad, begun=begun))
-    around = {i - 1 for i in restarts} | restarts | {0, 40}
-    thinned = [p for i, p in enumerate(pages) if i in kept | around]
-    full, thin = (events_since(some, TARGET, NOW - DAY * 3, DAY * 3) for some in (pages, thinned))
-    assert (thin.requests, thin.bad_low) == (full.requests, full.bad_low) == (4000.0, 400.0)
-    # Half an hour around each restart is not covered: nobody saw the end of the old process.
-    assert thin.covered_seconds == full.covered_seconds == pytest.approx(40 * 3600.0 - 1800.0 * len(restarts))
-
-
 def test_a_restart_does_not_lose_the_requests_after_it() -> None:
     before, after = page(NOW - 2 * DAY, 5000, 50), page(NOW, 900, 100, begun=NOW - DAY)
     found = budget_of(before, after)
@@ -85,7 +63,8 @@ def test_a_target_inside_a_bucket_gives_bounds() -> None:
     pages = page(NOW - PERIOD_SECONDS, 0, 0), page(NOW, 9_800, 40, middle=160)
     found = budget_of(*pages, target=SLOTarget("ttft_p99", 0.75))
     assert (found.bad_low, found.bad_high) == (40, 200)
-    assert (found.left_low, found.left_high) == (pytest.approx(-1.0), pytest.approx(0.6))
+    assert found.left_low == pytest.approx(-1.0)
+    assert found.left_high == pytest.approx(0.6)
     assert found.state is BudgetState.UNDECIDED
     assert "overspent error budget to 60 % left over 30 days" in found.message
     assert "(40 to 200 of 10,000 requests bad, 1 % allowed)" in found.message
@@ -140,19 +119,6 @@ def test_time_to_exhaustion(covered: float, left: float, rate: float, days: floa
     assert found.exhausted_in_seconds == (None if days is None else pytest.approx(days * DAY, rel=1e-6))
 
 
-@settings(max_examples=60, deadline=None)
-@given(left=st.floats(0.01, 1.0), covered=st.floats(0.1, 30.0), rate=st.floats(1.01, 50.0))
-def test_exhaustion_is_when_the_budget_is_spent(left: float, covered: float, rate: float) -> None:
-    """Checked against the budget itself, in days: bad requests grow at `rate`, what is allowed grows until the period is full."""
-    from perf_service.analysis.error_budget import _exhausted_in
-
-    found = _exhausted_in(left, covered * DAY, rate)
-    assert found is not None
-    days = found / DAY
-    bad, allowed = covered * (1 - left) + rate * days, min(30.0, covered + days)
-    assert math.isclose(bad, allowed, rel_tol=1e-6)
-
-
 def test_a_fleet_is_judged_on_the_sum_of_its_buckets() -> None:
     """One replica alone is over its budget; the fleet, by its requests, is not."""
     pages = {
@@ -180,7 +146,8 @@ def test_errors_and_cache_misses_have_budgets_and_means_and_rates_have_not() -> 
     cache = error_budget(SLOTarget("prefix_cache_hit_ratio", 0.5, "greater_than"), pages, NOW)
     assert errors is not None
     assert cache is not None
-    assert (errors.left_low, cache.left_low) == (pytest.approx(0.5), pytest.approx(0.6))
+    assert errors.left_low == pytest.approx(0.5)
+    assert cache.left_low == pytest.approx(0.6)
     for target in (SLOTarget("ttft", 0.5), SLOTarget("throughput", 5.0, "greater_than"), SLOTarget("ttft_p100", 0.5)):
         assert error_budget(target, pages, NOW) is None
 

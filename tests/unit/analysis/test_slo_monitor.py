@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from perf_service.analysis.slo_monitor import evaluate, miss_ratio, wanted_share
+from perf_service.analysis.slo_monitor import evaluate, miss_ratio
 from perf_service.models.analysis import SLOState
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
 from perf_service.models.slo import SLOTarget
@@ -66,27 +64,6 @@ def test_a_target_inside_the_bucket_of_the_quantile_is_undecided() -> None:
     assert (status.state, status.low, status.high) == (SLOState.UNDECIDED, 0.5, 1.0)
     assert "exact targets beside it: 500 ms and 1.00 s" in status.message
     assert [one(win(40, 30, 30, 0), "ttft_p95", bound).state for bound in (0.5, 1.0)] == [SLOState.MISSED, SLOState.MET]
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    counts=st.tuples(*[st.integers(0, 40)] * 4).filter(any),
-    bound=st.sampled_from([0.05, 0.1, 0.3, 0.5, 0.7, 1.0, 3.0]),
-    percent=st.sampled_from([1, 50, 90, 95, 99]),
-    side=st.sampled_from(["less_than", "greater_than"]),
-)
-def test_a_quantile_is_judged_as_the_attainment_that_it_is(counts: tuple[int, ...], bound: float, percent: int, side: str) -> None:
-    """`ttft_p95 < 0.5` says that 95 % lie within 0.5 s. Where a share is exactly the wanted one rounding may decide."""
-    window = win(*counts)
-    wanted = percent / 100 if side == "less_than" else 1 - percent / 100
-    quantile = one(window, f"ttft_p{percent}", bound, side)
-    share = one(window, "ttft", bound, side, objective_ratio=wanted)
-    edge = any(abs(sum(counts[: i + 1]) / sum(counts) - percent / 100) < 1e-9 for i in range(4))
-    assert quantile.state is share.state or edge
-    assert wanted_share(quantile.target) == pytest.approx(wanted)
-    if bound in BOUNDS:
-        assert share.state is not SLOState.UNDECIDED
-        assert share.attainment_low == share.attainment_high
 
 
 def test_quantile_needs_buckets() -> None:
