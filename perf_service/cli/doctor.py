@@ -5,13 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from perf_service.cli.console import Output, OutputOption, out, working
 from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, spaced
+from perf_service.cli.prometheus import (
+    EndOption,
+    HeaderOption,
+    MatchOption,
+    PrometheusOption,
+    RangeOption,
+    StartOption,
+    TokenFileOption,
+    read_engine,
+    source_of,
+    time_range,
+)
 from perf_service.cli.settings_text import parse_settings
 from perf_service.models.config import EngineConfig, KnobValue
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
@@ -44,9 +56,9 @@ class Diagnosis:
 
 def doctor(
     pages: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="PAGE...", help="A saved /metrics page (.gz too), a directory of pages, or a URL.", show_default=False),
-    ],
+    ] = None,
     engine: EngineChoice = "auto",
     slo: Annotated[list[str] | None, typer.Option("--slo", help="An objective, e.g. 'ttft_p95<0.5'. Repeatable.")] = None,
     config: Annotated[list[str] | None, typer.Option("--config", help="A present launch flag, e.g. max_num_seqs=256. Repeatable.")] = None,
@@ -55,18 +67,37 @@ def doctor(
         float | None,
         typer.Option("--interval", min=0.001, help="Seconds between two scrapes of a URL (default 10), or between the saved pages."),
     ] = None,
+    prometheus: PrometheusOption = "",
+    match: MatchOption = None,
+    range_: RangeOption = "",
+    start: StartOption = "",
+    end: EndOption = "",
+    header: HeaderOption = None,
+    token_file: TokenFileOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Diagnose an engine from its /metrics pages: cause, evidence, the exact change, and what it would do.
 
-    No server is needed. One page gives lifetime totals only; two or more show the present.
+    No server is needed. One page gives lifetime totals only; two or more show the present. With --prometheus the pages are those that
+    it scraped, in the last 10 minutes or over any range of the past.
     """
     told_engine = parse_engine(engine)
     objectives = [parse_slo(text) for text in slo or ()]
     current = parse_settings(config or (), option="--config")
     changes = parse_settings(what_if or (), option="--what-if")
-    saved = _pages_of(pages, interval)
-    if isinstance(saved, str):
+    if prometheus:
+        if pages or interval is not None:
+            raise InvalidArgumentError("give PAGE... or --prometheus, not both; its scrapes have times of their own", field="PAGE")
+        since, until = time_range(range_, start, end, time.time())
+        with working(f"reading {prometheus}"):
+            history = asyncio.run(read_engine(source_of(prometheus, match, header, token_file), since, until, told_engine))
+        snapshots = snapshots_of(history.pages, told_engine, current)
+        snapshots[-1] = replace(snapshots[-1], quality=snapshots[-1].quality.plus(*history.issues))
+    elif match or range_ or start or end or header or token_file:
+        raise InvalidArgumentError(
+            "--match, --range, --start, --end, --header and --token-file go with --prometheus URL", field="--prometheus"
+        )
+    elif isinstance(saved := _pages_of(pages or (), interval), str):
         snapshots = asyncio.run(_scrape_twice(saved, told_engine, current, interval or DEFAULT_INTERVAL_SECONDS))
     else:
         snapshots = snapshots_of(saved, told_engine, current)
@@ -91,6 +122,8 @@ def parse_engine(name: str) -> Engine | None:
 
 def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPage] | str:
     """The saved pages, or the one URL to scrape."""
+    if not arguments:
+        raise InvalidArgumentError("give PAGE... (a saved page, a directory of pages, a URL) or --prometheus URL", field="PAGE")
     if any(is_url(a) for a in arguments):
         if len(arguments) > 1:
             raise InvalidArgumentError("give one URL, or saved pages, not several of both", field="PAGE")

@@ -42,7 +42,8 @@ async def read_history(
 ) -> tuple[list[TargetHistory], tuple[str, ...]]:
     """Every engine that the matchers select, with its scrapes in (start, end], and what the server warned of.
 
-    Of scrapes that are closer together than `keep_every_seconds` only the first is kept: totals lose nothing by it. Long ranges are read in pieces, smaller ones where the server says that a piece is too much.
+    Of scrapes that are closer together than `keep_every_seconds` only the first is kept: totals lose nothing by it. Long ranges are read in
+    pieces, smaller ones where the server says that a piece is too much.
 
     Raises:
         InvalidArgumentError: for a range that is empty or longer than a week, or matchers that are none.
@@ -78,7 +79,12 @@ def only_target(targets: Sequence[TargetHistory], source: PrometheusSource) -> T
         return targets[0]
     common = set(targets[0].labels.items()).intersection(*(target.labels.items() for target in targets))
     different = sorted({key for target in targets for key, value in target.labels.items() if (key, value) not in common})
-    names = [",".join(str(Matcher(key, "=", target.labels.get(key, ""))) for key in different) for target in targets]
+    # One label is enough where its value is another one for each.
+    alone = [
+        key for key in ("instance", "pod", *different) if len({target.labels.get(key) or "" for target in targets} - {""}) == len(targets)
+    ]
+    shown = alone[:1] or different
+    names = [",".join(str(Matcher(key, "=", target.labels.get(key, ""))) for key in shown) for target in targets]
     listed = "; ".join(names[:_LISTED]) + (f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     raise CollectError(
         ErrorReason.SERIES_AMBIGUOUS,
