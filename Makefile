@@ -10,7 +10,7 @@ BENCHMARKS := parser.py store.py diagnosis.py simulator_reality.py
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check fix bench proto breaking test-lowest clean distclean venv
+.PHONY: help alerts demo test unit check fix bench proto breaking test-lowest clean distclean venv
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,12 +41,16 @@ check: $(STAMP) ## lint, format, types, contract, import floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/proto.py check
+	$(BIN)/python scripts/alerts.py check
 	@$(MAKE) --no-print-directory breaking
 
 fix: $(STAMP) ## let the tools repair what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python scripts/proto.py format
+
+alerts: $(STAMP) ## render deploy/alerts anew
+	$(BIN)/python scripts/alerts.py generate
 
 proto: $(STAMP) ## regenerate perf_service/v1 from protos/
 	$(BIN)/python scripts/proto.py generate

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from perf_service.cli import analyses, demo, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
+from perf_service.cli import alerts, analyses, demo, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
 from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
@@ -40,6 +40,7 @@ app.add_typer(analyses.analyze, name="analyze")
 app.add_typer(plans.plan, name="plan")
 app.command("predict")(plans.predict)
 app.add_typer(rollout.rollout, name="rollout")
+app.add_typer(alerts.alerts, name="alerts")
 app.add_typer(system.system, name="system")
 
 # typer carries its own copy of click since 0.26; the class is reached by way of what typer exports, so that both work.

@@ -1,0 +1,131 @@
+"""What an alert pack is made of: recording rules, alerts, groups, and what the operator may choose."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from perf_service.models.analysis import Cause, Verdict
+from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.metrics import Engine
+from perf_service.models.slo import Comparison, SLOTarget, parse_slo
+
+TARGET_LABELS = ("cluster", "namespace", "job", "pod", "instance")
+"""Labels that tell one replica; those that a setup does not have do no harm."""
+SERVICE_LABELS = ("cluster", "namespace", "job", "model_name")
+"""Labels that tell one service: all replicas of one model."""
+
+_LABEL = re.compile(r"[a-zA-Z_]\w*")
+_NAME = re.compile(r"[\w.-]+")
+_MATCHER = re.compile(r'\s*[a-zA-Z_]\w*\s*(=~|!~|!=|=)\s*"(?:[^"\\]|\\.)*"\s*')
+
+
+class Urgency(StrEnum):
+    """The `severity` label: who must act when."""
+
+    CRITICAL = "critical"  # users suffer now: wake somebody
+    WARNING = "warning"  # look today
+    INFO = "info"  # an opportunity, or a limit of the alerting itself
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One recording rule."""
+
+    name: str
+    expr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One alerting rule and what its table row says. `summary` is a Prometheus template."""
+
+    name: str
+    expr: str
+    hold: str
+    urgency: Urgency
+    cause: Cause | str
+    verdict: Verdict
+    summary: str
+    meaning: str
+    evidence: str
+    action: str
+    symptom: bool = False
+    """Whether it says what users feel rather than why: causes that fire beside it explain it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rules that Prometheus evaluates one after the other."""
+
+    name: str
+    records: tuple[Record, ...]
+    alerts: tuple[Alert, ...]
+
+
+def default_objectives() -> tuple[SLOTarget, ...]:
+    """What the committed packs hold latency against: bounds of the engines' own histograms."""
+    return tuple(replace(parse_slo(text), builtin=True) for text in ("ttft_p95<2.5", "itl_p95<0.2", "e2e_p95<60"))
+
+
+@dataclass(frozen=True, slots=True)
+class PackOptions:
+    """The operator's choices. Raises InvalidArgumentError for what can never be a rule.
+
+    `selector` restricts every series read, e.g. `namespace="x",job=~"llm-.*"`. `name` is the value of the label `pack`: two packs with
+    different objectives in one Prometheus need different names.
+    """
+
+    engine: Engine
+    objectives: tuple[SLOTarget, ...] = field(default_factory=default_objectives)
+    selector: str = ""
+    name: str = ""
+    target_labels: tuple[str, ...] = TARGET_LABELS
+    service_labels: tuple[str, ...] = SERVICE_LABELS
+    version_label: str = "version"
+    runbook: str = ""
+
+    def __post_init__(self) -> None:
+        for label in (*self.target_labels, *self.service_labels, self.version_label):
+            if not _LABEL.fullmatch(label):
+                raise InvalidArgumentError(f"{label!r} is not the name of a Prometheus label", field="labels")
+        if self.name and not _NAME.fullmatch(self.name):
+            raise InvalidArgumentError(f"the pack's name may have letters, digits, '.', '_' and '-', not {self.name!r}", field="pack")
+        rest = self.selector
+        while rest:
+            match = _MATCHER.match(rest)
+            if match is None or not (match.end() == len(rest) or rest[match.end()] == ","):
+                example = 'namespace="x",job=~"llm-.*"'
+                raise InvalidArgumentError(
+                    f"{self.selector!r} is not a list of label matchers; write for example {example}", field="selector"
+                )
+            rest = rest[match.end() + 1 :]
+        for objective in self.objectives:
+            _check_objective(objective)
+
+    @property
+    def pack(self) -> str:
+        """Value of the label `pack`."""
+        return self.name or self.engine.value
+
+    def wish(self, base: str) -> float | None:
+        """The tightest bound that the operator himself put on a metric ("ttft", "itl", ...), None where there is only a default."""
+        return min((o.target_value for o in self.objectives if o.base_metric == base and not o.builtin), default=None)
+
+
+def _check_objective(objective: SLOTarget) -> None:
+    name = objective.base_metric
+    if name not in ("ttft", "itl", "tpot", "e2e") or objective.comparison is not Comparison.LESS_THAN:
+        raise InvalidArgumentError(f"an alert can be made of an upper bound on ttft, itl, tpot or e2e, not of '{objective}'", field="slo")
+    if not 0.5 <= objective_share(objective) < 1.0:
+        raise InvalidArgumentError(
+            f"'{objective}' leaves no error budget that could burn: name a percentile from p50 to p99.9, e.g. '{name}_p95<0.5'", field="slo"
+        )
+    if objective.target_value <= 0:
+        raise InvalidArgumentError(f"the bound of '{objective}' must be above 0 seconds", field="slo")
+
+
+def objective_share(objective: SLOTarget) -> float:
+    """Share of requests that must meet the bound: 0.95 for `_p95`; 0 for an objective on the mean."""
+    return objective.objective_ratio or objective.quantile or 0.0
