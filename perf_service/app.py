@@ -33,8 +33,10 @@ from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loopback
 from perf_service.settings import Settings, describe, engine_environment
+from perf_service.storage.buffer import SnapshotBuffer
+from perf_service.storage.history import History, HistoryPolicy
 from perf_service.storage.ports import Store
-from perf_service.storage.store import SqlStore, random_id
+from perf_service.storage.store import SqlStore, ordered_id, random_id
 from perf_service.storage.tables import REVISIONS
 from perf_service.targets.registry import TargetPool
 from perf_service.targets.supervision import LocalSupervision
@@ -42,7 +44,8 @@ from perf_service.workflows.manager import WorkflowManager
 from perf_service.workflows.pipeline import Pipeline
 
 _log = structlog.get_logger("perf_service.app")
-_HOUSEKEEPING_SECONDS = 600.0
+_HOUSEKEEPING_SECONDS = 60.0
+"""Little at a time: what is deleted has the store to itself meanwhile."""
 _REQUESTS_KEPT_SECONDS = 86_400.0
 """A client that retries after a day has lost its connection to more than us."""
 _RESTART_SECONDS = 1.0
@@ -107,7 +110,12 @@ class App:
     async def start(self) -> None:
         """Scrape, drive rollouts (those that a restart interrupted first) and serve. Nothing is left behind where a step fails."""
         settings = self.settings
-        self._fetcher = LeanFetcher(settings.scrape_timeout_seconds, max_body_bytes=settings.max_page_bytes, policy=self._policy)
+        self._fetcher = LeanFetcher(
+            settings.scrape_timeout_seconds,
+            max_body_bytes=settings.max_page_bytes,
+            policy=self._policy,
+            compressed=settings.scrape_compressed,
+        )
         scrape = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
         source = SharedScrape(DiscoveringScrape(scrape, self._fetcher))
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time, environment=engine_environment())
@@ -124,6 +132,8 @@ class App:
         self.manager = WorkflowManager(
             self.store, pipeline=self.pipeline, targets=self._targets, clock=time.time, lease_ttl_seconds=settings.lease_seconds
         )
+        self._buffer = SnapshotBuffer(self.store, trouble=self._not_kept)
+        self._history = History(self.store, history_policy(settings))
         self.scheduler = ScrapeScheduler(
             source,
             self._keep,
@@ -136,6 +146,7 @@ class App:
             self._server = RpcServer(self._services(), server_options(settings), registry=self.registry)
             if settings.scrape:
                 await self._adopt_instances()
+                self._spawn("snapshots", self._buffer.run)
                 self._spawn("scrape", self.scheduler.run)
             self._spawn("rollouts", self.manager.run)
             self._spawn("local fleets", self._supervision.run)
@@ -243,11 +254,11 @@ class App:
                 return found
 
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
-        try:
-            await self.store.add_snapshot(replace(snapshot, snapshot_id=random_id("snap")))
-        except StoreError as error:
-            # The store's trouble, not the engine's: its scrapes need no back-off.
-            _log.warning("snapshot not kept", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
+        self._buffer.put(replace(snapshot, snapshot_id=ordered_id("snap", time.time())))
+
+    def _not_kept(self, lost: int, error: StoreError) -> None:
+        # The store's trouble, not the engines': their scrapes go on.
+        _log.warning("snapshots not kept yet", waiting=len(self._buffer), lost=lost, reason=error.reason.value, error=error.message)
 
     async def _failed(self, instance: Instance, error: CollectError) -> None:
         _log.warning("scrape failed", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
@@ -256,11 +267,24 @@ class App:
         while True:
             now = time.time()
             try:
-                await self.store.prune_snapshots(before=now - self.settings.retention_hours * 3600)
+                tidied = await self._history.tidy(now)
+                if tidied.thinned or tidied.pruned:
+                    _log.debug("history tidied", thinned=tidied.thinned, pruned=tidied.pruned)
                 await self.store.prune_requests(before=now - _REQUESTS_KEPT_SECONDS)
             except PerfServiceError as error:
                 _log.warning("housekeeping failed", reason=error.reason.value, error=error.message)
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+
+def history_policy(settings: Settings) -> HistoryPolicy:
+    """How long snapshots are kept, and how densely."""
+    return HistoryPolicy(
+        raw_seconds=settings.raw_hours * 3600,
+        thinned_interval_seconds=settings.thinned_interval_seconds,
+        thinned_seconds=settings.thinned_hours * 3600,
+        coarse_interval_seconds=settings.coarse_interval_seconds,
+        retention_seconds=settings.retention_hours * 3600,
+    )
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -16,13 +16,14 @@ from perf_service.storage.database import Database
 from perf_service.storage.pages import fetch_rows, scope_of
 from perf_service.storage.ports import Page
 from perf_service.storage.snapshot_codec import Shape, SnapshotCodec, progress_of
-from perf_service.storage.tables import snapshot_shapes, snapshots
+from perf_service.storage.tables import instances, snapshot_shapes, snapshots
 from perf_service.storage.thinning import Mark, surplus
 
 _SHAPE_SLACK_SECONDS: Final = 86_400.0
 """A shape's `used_until` lies ahead of its last use by up to this, so that it is written once a day and not with each scrape."""
 _DELETED_AT_ONCE: Final = 500
 """Rows of one transaction while tidying up: scrapes are waiting for their turn meanwhile."""
+_NAMES_AT_ONCE: Final = 1000
 _SLICE_INTERVALS: Final = 12
 """Intervals looked at in one go when thinning: bounds memory and the time a read transaction stays open."""
 
@@ -65,12 +66,20 @@ class SnapshotRepository:
         query = _newest_first(select(*_COLUMNS).where(snapshots.c.instance_id == instance_id)).limit(1)
         return await self._db.read(lambda connection: self._first(connection, query))
 
-    async def latest_times(self, after: float) -> Mapping[str, float]:
-        """When each instance was last scraped, of those that were after this time."""
-        query = select(snapshots.c.instance_id, func.max(snapshots.c.taken_at)).where(snapshots.c.taken_at > after)
-        return await self._db.read(
-            lambda connection: {row[0]: row[1] for row in connection.execute(query.group_by(snapshots.c.instance_id))}
-        )
+    async def latest_times(self, instance_ids: Sequence[str]) -> Mapping[str, float]:
+        """When each of these instances was last scraped, of those that are registered and ever were."""
+        name = instances.c.instance_id
+        # One step in the index for each, however much of its history there is.
+        newest = select(func.max(snapshots.c.taken_at)).where(snapshots.c.instance_id == name).scalar_subquery()
+
+        def work(connection: Connection) -> dict[str, float]:
+            found: dict[str, float] = {}
+            for index in range(0, len(instance_ids), _NAMES_AT_ONCE):
+                rows = connection.execute(select(name, newest).where(name.in_(instance_ids[index : index + _NAMES_AT_ONCE])))
+                found.update((row[0], row[1]) for row in rows if row[1] is not None)
+            return found
+
+        return await self._db.read(work)
 
     async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:
         """The newest one taken at `at` or before; where there is none the oldest of all; None where there is none at all."""
@@ -120,9 +129,10 @@ class SnapshotRepository:
         deleted = 0
         while names := await self._db.read(lambda connection: connection.scalars(old).all()):
             deleted += await self._delete(names)
-        await self._db.write(lambda connection: connection.execute(delete(snapshot_shapes).where(snapshot_shapes.c.used_until < before)))
-        self._codec.forget()
-        self._stored_shapes.clear()
+        unused = delete(snapshot_shapes).where(snapshot_shapes.c.used_until < before)
+        if await self._db.write(lambda connection: connection.execute(unused).rowcount):
+            self._codec.forget()
+            self._stored_shapes.clear()
         return deleted
 
     async def thin_snapshots(self, *, before: float, keep_every_seconds: float, after: float | None = None) -> int:
