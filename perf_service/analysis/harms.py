@@ -25,7 +25,7 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
     before, decode = seconds.pop(phase.PRESCHEDULE, 0.0), seconds.pop(phase.DECODE, 0.0)
     unknown = seconds.pop(phase.UNKNOWN, 0.0)
     # While a long step runs the engine does not even look at new requests, so a wait of a step's length belongs to prefill.
-    if before and facts.prefill is not None and (facts.preschedule or 0.0) <= 1.5 * facts.prefill:
+    if before and facts.prefill is not None and (_within_a_step(facts) or _busy_beside_idle_frontend(facts)):
         own = phase.own_prefill_share(facts)
         prefill, decode, before = prefill + own * before, decode + (1.0 - own) * before, 0.0
     if not queued:
@@ -47,6 +47,16 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
     if unknown > 0:
         found.append(Harm(phase.UNKNOWN, unknown, _unknown_candidates(facts), 0.6))
     return sorted(found, key=lambda harm: (-harm.seconds, harm.phase))
+
+
+def _within_a_step(facts: Facts) -> bool:
+    return facts.prefill is not None and (facts.preschedule or 0.0) <= 1.5 * facts.prefill
+
+
+def _busy_beside_idle_frontend(facts: Facts) -> bool:
+    """Whether the time before the scheduler passes beside a busy engine and an API process that has little to do."""
+    cores, running = facts.cpu_cores, facts.running_mean
+    return cores is not None and cores < t.CPU_SPARE.value and running is not None and running >= t.BATCH_BUSY.value
 
 
 def _excess_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:

@@ -66,11 +66,11 @@ def _told_budget(facts: Facts, budget: float | None, against: bool) -> Evidence 
 def _cut_prompts(facts: Facts, against: bool) -> Evidence | None:
     """How finely prompts are cut, by the length of the steps."""
     cut, prompt = chunks(facts), facts.computed_tokens
-    if facts.token_budget is not None or prompt is None or facts.prefill is None or cut.least < 2.0:
+    if facts.token_budget is not None or prompt is None or facts.prefill is None or cut.least < t.CUT_MIN.value:
         return None
     text = (
         f"Steps take at most {1000 * facts.prefill / cut.least:.0f} ms and a prefill {facts.prefill:.2f} s: "
-        f"a prompt of {prompt:.0f} tokens is cut into {cut.least:.0f} steps or more, at most {prompt / cut.least:.0f} tokens each."
+        f"a prompt of {prompt:.0f} tokens is cut into {cut.least:.1f} steps or more, at most {prompt / cut.least:.0f} tokens each."
     )
     limit = t.CHUNKS_MANY.value
     return fact(facts, "steps_per_prompt", "at least", cut.least, text, threshold=limit, unit="steps", against=against)

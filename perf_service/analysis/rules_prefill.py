@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from perf_service.analysis import queue_evidence, queue_weights, rules_queue
+from perf_service.analysis import queue_evidence, queue_weights, rules_length, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.steps import chunks
 from perf_service.models.analysis import Cause, Evidence, Verdict
-from perf_service.models.metrics import Counter, Engine, Gauge, Hist
+from perf_service.models.metrics import Counter, Engine, Gauge
 
 
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of a long prefill phase with their weights."""
     small = _chunking(facts)
-    tail = _prompt_tail(facts)
-    compute = 0.1 + 0.5 * (1.0 - small)
+    kv = queue_weights.kv_weight(facts) if facts.preemptions else 0.0  # who is preempted prefills again
+    compute = (0.1 + 0.5 * (1.0 - small)) * (1.0 - 0.9 * kv)
     return tuple(
         candidate
         for candidate in (
@@ -26,15 +26,10 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
                 Verdict.TUNE,
                 rules_queue.ARGS_SETTLE[facts.engine],
             ),
+            Candidate(Cause.KV_EXHAUSTED, kv, queue_evidence.kv_evidence(facts)),
             prefix_off(facts),
             prefix_thrashing(facts),
-            Candidate(
-                Cause.HEAD_OF_LINE_BLOCKING,
-                0.8 * ramp(tail, 0.5 * t.PROMPT_TAIL_RATIO.value, 2 * t.PROMPT_TAIL_RATIO.value) if tail else 0.0,
-                _tail_evidence(facts, tail),
-                Verdict.TUNE,
-                "time to the first token by prompt length",
-            ),
+            rules_length.head_of_line(facts),
             Candidate(Cause.PREFILL_COMPUTE, compute, prefill_evidence(facts), Verdict.SCALE, "the step time at another token budget"),
         )
         if candidate.weight > 0.005
@@ -117,22 +112,6 @@ def prefix_thrashing(facts: Facts) -> Candidate:
     evidence = (fact(facts, "prefix_cache_hit_ratio", "mean", hit, text, unit="ratio"),)
     weight = 0.5 if evicted else 0.25
     return Candidate(Cause.PREFIX_CACHE_THRASHING, weight, evidence, Verdict.TUNE, "how often prefixes repeat, and after how long")
-
-
-def _prompt_tail(facts: Facts) -> float | None:
-    """p95 / p50 of prompt length, from bucket bounds."""
-    high = facts.window.quantile(Hist.PROMPT_TOKENS, 0.95)
-    middle = facts.window.quantile(Hist.PROMPT_TOKENS, 0.5)
-    if high is None or middle is None or middle.value <= 0 or high.samples < t.REQUESTS_CERTAIN.value or high.value < 1000:
-        return None
-    return high.value / middle.value
-
-
-def _tail_evidence(facts: Facts, tail: float | None) -> tuple[Evidence, ...]:
-    if tail is None:
-        return ()
-    text = f"The longest 5 % of prompts are {tail:.0f} times the median: short ones wait behind them."
-    return (fact(facts, "prompt_tokens", "p95/p50", tail, text, threshold=t.PROMPT_TAIL_RATIO.value, unit="ratio"),)
 
 
 def preschedule(facts: Facts) -> tuple[Candidate, ...]:

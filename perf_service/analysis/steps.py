@@ -48,8 +48,8 @@ def chunks(facts: Facts) -> Chunks:
     if facts.itl and facts.output_tokens is not None and facts.output_tokens >= 3:
         most = max(1.0, prefill / facts.itl)
     if _whole_prompt_pauses(facts):
-        most = min(most, 2.0)
-    return Chunks(least, most) if least <= most else Chunks()
+        return Chunks(1.0 if least > 2.0 else least, min(most, 2.0)) if least <= 3.0 else Chunks()
+    return Chunks(least if least <= most else max(1.0, 0.5 * most), most)  # beyond the other bound it is mostly noise
 
 
 def _step_by_pauses(facts: Facts) -> float | None:
