@@ -35,6 +35,7 @@ class _Call:
     sent: float
     done: Callable[[float, bool], None]
     times: list[float] = field(default_factory=list)
+    leaves_after: int | None = None  # tokens after which the client hangs up
 
 
 class VirtualReplica:
@@ -106,10 +107,17 @@ class VirtualReplica:
         for request_id in result.tokens:
             calls[request_id].times.append(now)
         done = [calls.pop(request_id) for request_id in result.finished]
+        if self._fleet.clients_leave:
+            for request_id in result.tokens:
+                left = calls.get(request_id)
+                if left is not None and left.leaves_after is not None and len(left.times) >= left.leaves_after:
+                    self.core.abort(request_id)
+                    del calls[request_id]
+                    left.done(now, False)
+        # The engine goes on at once; what a client sends upon its answer finds the next step under way.
+        self._begin(now)
         for call in done:
             call.done(now, True)
-        if not self.core.in_step:
-            self._begin(now)
 
     def kill(self, flags: EngineFlags | None, now: float, ready: float) -> None:
         """Ends the process, failing what it had; boots the next one when flags are given."""
@@ -156,6 +164,7 @@ class VirtualFleet:
         chosen = flags or EngineFlags()
         self.replicas = [VirtualReplica(self, i, chosen, epoch - startup_seconds, epoch) for i in range(replicas)]
         self.workload = workload
+        self.clients_leave = workload is not None and workload.leaving_share > 0
         if workload is not None:
             self._start_load(workload)
 
@@ -272,12 +281,16 @@ class VirtualFleet:
         def done(time: float, ok: bool) -> None:
             if ok:
                 ledger.success(now, call.times, time, request.prompt_tokens, request.output_tokens)
+            elif call.leaves_after is not None and len(call.times) >= call.leaves_after:
+                ledger.cancelled += 1
             else:
                 ledger.failure("connection reset")
             if then:
                 then(time, ok)
 
         call = _Call(request, now, done)
+        if self.clients_leave and self.workload is not None and self._rng.random() < self.workload.leaving_share:
+            call.leaves_after = self.workload.leaving_after_tokens
         ready = [r for r in self.replicas if r.is_ready(now)]
         self._turn += 1
         error = "connection refused"

@@ -66,7 +66,8 @@ class Workload:
     ``shared_prefix_share`` of the requests start with one of ``prefixes`` common prefixes of
     ``shared_prefix_tokens`` tokens; the prefix is part of the prompt length, which is raised to one
     token more where it would not fit. ``max_tokens`` is what clients ask for at most (None: exactly
-    what they get).
+    what they get). ``leaving_share`` of the clients hang up once they have ``leaving_after_tokens``
+    tokens (virtual clock only).
     """
 
     prompt: Lengths = field(default_factory=lambda: Lengths.uniform(100, 300))
@@ -78,6 +79,8 @@ class Workload:
     shared_prefix_share: float = 1.0
     prefixes: int = 1
     max_tokens: int | None = None
+    leaving_share: float = 0.0
+    leaving_after_tokens: int = 1
 
     def __post_init__(self) -> None:
         if (self.rate is None) == (self.concurrency is None):
@@ -85,8 +88,9 @@ class Workload:
         for name, value in (("rate", self.rate), ("concurrency", self.concurrency)):
             if value is not None and not 0 <= value < 1e6:
                 raise FlagError(f"{name} is {value}; it must be between 0 and 1e6")
-        if not 0 <= self.shared_prefix_share <= 1:
-            raise FlagError(f"shared_prefix_share is {self.shared_prefix_share}; it must lie in [0, 1]")
+        for name, value in (("shared_prefix_share", self.shared_prefix_share), ("leaving_share", self.leaving_share)):
+            if not 0 <= value <= 1:
+                raise FlagError(f"{name} is {value}; it must lie in [0, 1]")
         if self.prefixes < 1:
             raise FlagError(f"prefixes is {self.prefixes}; it must be at least 1")
 

@@ -94,3 +94,16 @@ def test_ledger_measures_phases() -> None:
     assert report.tpot_seconds.mean == 0.75
     assert report.e2e_seconds.mean == 2.5
     assert report.output_tokens_per_second == 0.6
+
+
+def test_clients_that_hang_up_cost_the_engine_no_further_tokens() -> None:
+    from perf_service.simulator.flags import EngineFlags, StepTimes
+    from perf_service.simulator.virtual import simulate
+
+    load = Workload(Lengths.fixed(20), Lengths.fixed(50), rate=5.0, leaving_share=1.0, leaving_after_tokens=3)
+    run = simulate(EngineFlags(), StepTimes(), load, 4.0, drain=True)
+    assert run.report.cancelled == run.report.sent > 0
+    assert run.report.succeeded == run.report.failed == 0
+    assert any(
+        'finished_reason="abort"' in line and line.endswith(f" {float(run.report.cancelled)}") for line in run.pages[-1][1].splitlines()
+    )
