@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, measure, rules_events, rules_queue, series, trust, upgrade
+from perf_service.analysis import attribution, detector, facts, health, measure, rules_events, series, trust, upgrade
 from perf_service.analysis import thresholds as t
-from perf_service.analysis.slo_monitor import error_count, evaluate
+from perf_service.analysis.slo_monitor import evaluate
 from perf_service.collectors.fleet_window import fleet_window
 from perf_service.collectors.window import lifetime_window, overall_window, spans_of, window_over
 from perf_service.models.analysis import (
@@ -16,7 +16,6 @@ from perf_service.models.analysis import (
     Bottleneck,
     BottleneckType,
     Cause,
-    HealthPart,
     Severity,
     SLOState,
     SLOStatus,
@@ -70,9 +69,13 @@ _SETTLE_SECONDS = 60.0  # after a load step a queue needs about this long to sho
 
 
 def _of_pages(window: Window, pages: Sequence[Snapshot], targets: tuple[SLOTarget, ...], config: EngineConfig | None) -> Analysis:
+    return _analysis(_facts(window, pages, config), targets, None)
+
+
+def _facts(window: Window, pages: Sequence[Snapshot], config: EngineConfig | None) -> facts.Facts:
     full = config.over(window.config) if config else window.config
     parts = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
-    return _analysis(measure.facts_of(window, full, parts, pages), targets, None)
+    return measure.facts_of(window, full, parts, pages)
 
 
 def _with_changes(analysis: Analysis, pages: list[Snapshot], parts: list[Window], again: Callable[[list[Snapshot]], Analysis]) -> Analysis:
@@ -148,7 +151,8 @@ def analyze_fleet(
     """
     if not windows:
         raise InvalidArgumentError("a fleet needs the metrics of one replica or more", field="windows")
-    parts = {name: _window_of(value)[0] for name, value in windows.items()}
+    spans = {name: _window_of(value) for name, value in windows.items()}
+    parts = {name: window for name, (window, _) in spans.items()}
     if len(parts) == 1:
         (single,) = windows.values()
         analysis = AnalysisEngine().analyze(single, engine, slo_targets, config=config)
@@ -158,7 +162,36 @@ def analyze_fleet(
     _check_engine(engine, merged)
     full = config.over(merged.config) if config else merged.config
     loads = {name: part.gauges for name, part in usable.items()}
-    return _with_fleet(_analysis(measure.facts_of(merged, full), tuple(slo_targets or ()), loads), fleet_id)
+    targets = tuple(slo_targets or ())
+    analysis = _analysis(measure.facts_of(merged, full), targets, loads)
+    return _with_fleet(_with_replicas(analysis, {name: spans[name] for name in usable}, targets, config), fleet_id)
+
+
+def _with_replicas(
+    analysis: Analysis,
+    spans: Mapping[str, tuple[Window, list[Snapshot]]],
+    targets: tuple[SLOTarget, ...],
+    config: EngineConfig | None,
+) -> Analysis:
+    """What the fleet's sums hide: a replica that hangs while the others serve, and one that is far worse than they are."""
+    scores: dict[str, health.Scored] = {}
+    for name, (window, pages) in spans.items():
+        found = _facts(window, pages, config)
+        found = trust.trusted(found, trust.gate(found))
+        scored, hang = health.of_replica(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES))
+        if hang is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
+            analysis = _led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
+        if scored is not None:
+            scores[name] = scored
+    merged = None if analysis.overall_health_score is None else (analysis.overall_health_score, analysis.health_parts)
+    return _scored(analysis, health.of_fleet(merged, scores))
+
+
+def _scored(analysis: Analysis, scored: health.Scored | None) -> Analysis:
+    if scored is None:
+        return analysis
+    score, parts = scored
+    return replace(analysis, overall_health_score=score, health_parts=parts, health_status=health.status_of(score))
 
 
 def _with_fleet(analysis: Analysis, fleet_id: str) -> Analysis:
@@ -209,14 +242,16 @@ def _analysis(found: facts.Facts, targets: tuple[SLOTarget, ...], loads: Mapping
     if not quality.usable:
         return _blocked(found, quality, statuses)
     if found.idle and rules_events.hang(found) is None:  # a frozen engine looks idle, were it not for the clients that pile up
-        summary = "Nothing to do: the engine was asked nothing in this window."
         if not (window.gauges or window.counters or window.histograms):
             return _blocked(found, quality.plus(_nothing()), statuses)
-        return _result(found, quality, statuses, (), None, (), Verdict.NOTHING_TO_DO, summary)
+        return _result(found, quality, statuses, (), None, Verdict.NOTHING_TO_DO, _NO_LOAD)
     detection = detector.detect(found, statuses, loads)
-    score, parts = _health(found, statuses, detection.bottlenecks)
-    verdict, summary = _conclusion(found, statuses, detection.bottlenecks, score)
-    return _result(found, quality, statuses, detection.bottlenecks, score, parts, verdict, summary, detection.confidences)
+    scored = health.of(found, statuses, detection.bottlenecks)
+    verdict, summary = _conclusion(found, statuses, detection.bottlenecks, scored)
+    return _result(found, quality, statuses, detection.bottlenecks, scored, verdict, summary, detection.confidences)
+
+
+_NO_LOAD = "No load yet: no request ran in this window, so nothing can be said about the engine's health."
 
 
 def _nothing() -> DataIssue:
@@ -228,24 +263,12 @@ def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus
     restarted = quality.has(IssueCode.RESET)
     verdict = Verdict.WAIT if restarted else Verdict.NOT_ENOUGH_EVIDENCE
     unmeasured = evaluate(Window(found.window.instance_id, found.engine, None, None, None, 0), [s.target for s in statuses])
-    return _result(found, quality, unmeasured, (), None, (), verdict, f"Not enough evidence: {reason}")
+    return _result(found, quality, unmeasured, (), None, verdict, f"Not enough evidence: {reason}")
 
 
-def _health(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck]) -> tuple[float, tuple[HealthPart, ...]]:
-    failed = error_count(found.window)
-    total = found.finished + failed
-    queued = rules_queue.significant(found)
-    return health.score(
-        statuses,
-        error_ratio=failed / total if total > 0 else 0.0,
-        waiting=found.waiting_mean if queued else 0.0,
-        running=found.running_mean or 0.0,
-        preemptions_per_request=found.preemptions_per_request or 0.0,
-        hung=any(b.cause is Cause.ENGINE_HANG for b in bottlenecks),
-    )
-
-
-def _conclusion(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], score: float) -> tuple[Verdict, str]:
+def _conclusion(
+    found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], scored: health.Scored | None
+) -> tuple[Verdict, str]:
     if bottlenecks:
         root = bottlenecks[0]
         verdict = root.verdict
@@ -258,7 +281,11 @@ def _conclusion(found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: 
     measured = [s for s in statuses if s.state is not SLOState.NOT_MEASURED]
     if not measured and found.waiting is None and found.running is None:
         return Verdict.NOT_ENOUGH_EVIDENCE, "Not enough evidence: neither latency nor load is on the page."
-    return Verdict.NOTHING_TO_DO, f"Nothing to do: no objective is missed and nothing piles up (health {score:.0f})."
+    if scored is None:
+        return Verdict.NOTHING_TO_DO, _NO_LOAD
+    undecided = [s.metric_name for s in statuses if s.state is SLOState.UNDECIDED]
+    text = f"no objective is missed for certain ({', '.join(undecided)}: undecided)" if undecided else "no objective is missed"
+    return Verdict.NOTHING_TO_DO, f"Nothing to do: {text} and nothing piles up (health {scored[0]:.0f} of 100)."
 
 
 def _result(
@@ -266,13 +293,15 @@ def _result(
     quality: DataQuality,
     statuses: tuple[SLOStatus, ...],
     bottlenecks: tuple[Bottleneck, ...],
-    score: float | None,
-    parts: tuple[HealthPart, ...],
+    scored: health.Scored | None,
     verdict: Verdict,
     summary: str,
     confidences: Mapping[Cause, float] | None = None,
 ) -> Analysis:
     window = found.window
+    score, parts = scored if scored is not None else (None, ())
+    # Nothing ran, and everything else about the data is in order.
+    no_load = quality.usable and not bottlenecks and verdict is Verdict.NOTHING_TO_DO
     return Analysis(
         instance_id=window.instance_id,
         engine=window.engine,
@@ -288,4 +317,5 @@ def _result(
         engine_version=window.engine_version,
         model_name=window.model_name,
         cause_confidences=dict(confidences or {}),
+        health_status=health.status_of(score, no_load=no_load),
     )
