@@ -1,0 +1,491 @@
+"""What is drawn: an engine with physics, flags, load, objectives and a planted fault. Everything follows from one seed.
+
+The planted kind only steers the draw; what is true is decided by interventions (``labels.py``). The scoring set draws from wider
+ranges and
+from all measured accelerators with a jitter on top; the tuning set from every second accelerator.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from perf_service.simulator.flags import EngineFlags, EngineKind, Hardware, StepTimes
+from perf_service.simulator.workload import Lengths, Workload
+
+SetName = Literal["tuning", "scoring"]
+HARDWARE = Hardware(memory_gib=4000.0, weights_gib=15.0)  # the pool is bound by flags, never by memory
+PHYSICS = Path(__file__).with_name("physics.csv")
+FULL_BUDGET = 8192
+FULL_SEQS = 256
+WARM_SECONDS = 8.0
+PAGES = 11
+STEPS_MAX = 2400  # bounds what one run costs to simulate
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One latency objective: metric ``ttft`` or ``itl``, statistic ``mean`` / ``p95`` / ``p99``, bound in seconds."""
+
+    metric: str
+    statistic: str
+    bound: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric}_{self.statistic}"
+
+
+BUILTIN = (Objective("ttft", "mean", 0.1), Objective("itl", "mean", 0.05))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How strict the operator is: bound = statistic of the sound engine under the same load, times the ratio."""
+
+    metric: str
+    statistic: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One engine (or, with ``shares``, a fleet of them) under one load."""
+
+    seed: int
+    kind: str
+    engine: EngineKind
+    times: StepTimes
+    flags: EngineFlags
+    sound: EngineFlags  # the flags without the planted fault
+    workload: Workload
+    duration: float
+    wishes: tuple[Wish, ...] = ()  # empty: no objectives are told, the built-in ones count
+    shares: tuple[float, ...] = ()  # of the load, by replica
+    trap: str = ""  # see traps.py
+    trap_value: float = 0.0
+    pages: int = PAGES
+
+    @property
+    def key(self) -> str:
+        return repr(self)
+
+
+@dataclass
+class Draw:
+    """Random numbers of one situation, with ranges that are wider in the scoring set."""
+
+    seed: int
+    wide: bool
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+
+    def between(self, low: float, high: float) -> float:
+        """Log-uniform; a third wider on both sides in the scoring set."""
+        if self.wide:
+            low, high = low / 1.33, high * 1.33
+        return math.exp(self.rng.uniform(math.log(low), math.log(high)))
+
+    def whole(self, low: float, high: float) -> int:
+        return max(1, round(self.between(low, high)))
+
+    def pick(self, *options: Any) -> Any:
+        return self.rng.choice(options)
+
+    def chance(self, share: float) -> bool:
+        return self.rng.random() < share
+
+
+def accelerators() -> list[StepTimes]:
+    """Step times fitted from measured accelerators."""
+    with PHYSICS.open(encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [StepTimes(float(r["base_ms"]) / 1e3, float(r["per_seq_ms"]) / 1e3, float(r["per_prefill_token_us"]) / 1e6) for r in rows]
+
+
+_ACCELERATORS: list[StepTimes] = []
+
+
+def physics(d: Draw) -> StepTimes:
+    """One accelerator's step times."""
+    if not _ACCELERATORS:
+        _ACCELERATORS.extend(accelerators())
+    times = d.pick(*(_ACCELERATORS if d.wide else _ACCELERATORS[::2]))
+    if d.wide:
+        times = StepTimes(*(value * math.exp(d.rng.gauss(0, 0.25)) for value in (times.base, times.per_seq, times.per_prefill_token)))
+    return times
+
+
+# -- flags --------------------------------------------------------------------------------------------
+
+
+def kv_flags(flags: EngineFlags, tokens: float) -> EngineFlags:
+    """The flags with a KV pool of about ``tokens``, set by the engine's own knob."""
+    tokens = max(int(tokens), flags.max_model_len + 2 * 16)
+    if flags.engine == "vllm":
+        return replace(flags, num_gpu_blocks_override=tokens // 16 + 1)
+    return replace(flags, **{"max_total_tokens" if flags.engine == "sglang" else "max_batch_total_tokens": tokens})
+
+
+def kv_tokens(flags: EngineFlags) -> int:
+    """What ``kv_flags`` set."""
+    if flags.engine == "vllm":
+        return (flags.num_gpu_blocks_override or 0) * 16
+    return (flags.max_total_tokens if flags.engine == "sglang" else flags.max_batch_total_tokens) or 0
+
+
+def sound_flags(d: Draw, engine: EngineKind, longest: int, kv: float = 600_000) -> EngineFlags:
+    """A roomy, ordinary configuration."""
+    length = next(n for n in (2048, 4096, 8192, 16384, 32768, 65536) if n >= longest)
+    flags = EngineFlags(engine=engine, max_num_seqs=FULL_SEQS, max_num_batched_tokens=d.pick(2048, 4096, 8192), max_model_len=length)
+    if engine == "sglang":
+        flags = replace(flags, block_size=1, max_num_seqs=d.pick(256, 2048))
+    if engine == "tgi":
+        flags = replace(flags, max_num_seqs=d.pick(256, 1_000_000), max_input_tokens=length - 1, max_concurrent_requests=1024)
+    return kv_flags(flags, kv)
+
+
+# -- load ---------------------------------------------------------------------------------------------
+
+
+def mean(lengths: Lengths) -> float:
+    if lengths.kind == "lognormal":
+        return min(lengths.median * math.exp(lengths.sigma**2 / 2), lengths.high)
+    return (lengths.low + lengths.high) / 2
+
+
+def service(times: StepTimes, load: Workload, running: float, *, prompt: float | None = None) -> float:
+    """Seconds one request takes with ``running`` of them in the batch."""
+    p, o = mean(load.prompt) if prompt is None else prompt, mean(load.output)
+    return o * (times.base + times.per_seq * running) + running * p * times.per_prefill_token + times.base
+
+
+def capacity(times: StepTimes, load: Workload, running: float, *, prompt: float | None = None) -> float:
+    """Requests per second with ``running`` of them in the batch."""
+    return running / service(times, load, running, prompt=prompt)
+
+
+def chat(d: Draw) -> tuple[Lengths, Lengths]:
+    """Prompt and answer lengths of talk."""
+    prompt = Lengths.lognormal(d.between(60, 700), d.rng.uniform(0.2, 0.7), 8, 4000)
+    return prompt, Lengths.lognormal(d.between(30, 160), d.rng.uniform(0.2, 0.6), 2, 600)
+
+
+def closed(prompt: Lengths, output: Lengths, clients: int) -> Workload:
+    return Workload(prompt, output, concurrency=clients)
+
+
+def open_(prompt: Lengths, output: Lengths, rate: float) -> Workload:
+    return Workload(prompt, output, rate=rate)
+
+
+def longest(load: Workload) -> int:
+    return max(load.prompt.high, load.shared_prefix_tokens + 1) + max(load.output.high, load.max_tokens or 0)
+
+
+def seconds(d: Draw, times: StepTimes, running: float) -> float:
+    """Length of the observed stretch: some ten seconds to two minutes, bounded by what it costs to simulate."""
+    step = times.base + times.per_seq * running
+    return round(max(15.0, min(d.between(30, 90), STEPS_MAX * step)), 1)
+
+
+def finish(d: Draw, kind: str, times: StepTimes, flags: EngineFlags, sound: EngineFlags, load: Workload, **more: object) -> Situation:
+    """The situation with its length and objectives."""
+    running = float(load.concurrency or min(64.0, (load.rate and load.rate * service(times, load, 8)) or 1))
+    wishes = more.pop("wishes", None)
+    if wishes is None:
+        wishes = wished(d, flags.engine) if d.chance(0.65) else ()
+    length = more.pop("duration", None) or seconds(d, times, min(running, flags.max_num_seqs))
+    if flags.engine == "vllm":
+        flags = replace(flags, max_num_seqs=min(flags.max_num_seqs, flags.max_num_batched_tokens))
+    return Situation(d.seed, kind, flags.engine, times, flags, sound, load, length, wishes, **more)  # type: ignore[arg-type]
+
+
+def wished(d: Draw, engine: EngineKind, ttft: tuple[float, float] = (1.4, 3.0), itl: tuple[float, float] = (1.4, 2.5)) -> tuple[Wish, ...]:
+    """Objectives on the first token and on the pace."""
+    first = d.pick("mean", "mean", "p95")
+    pace = "mean" if engine == "tgi" else d.pick("mean", "mean", "p95")
+    return (Wish("ttft", first, d.between(*ttft)), Wish("itl", pace, d.between(*itl)))
+
+
+# -- faults -------------------------------------------------------------------------------------------
+
+
+def any_engine(d: Draw) -> EngineKind:
+    return d.pick("vllm", "vllm", "sglang", "tgi")
+
+
+def batch_limit(d: Draw, engine: EngineKind | None = None) -> Situation:
+    engine, times = engine or any_engine(d), physics(d)
+    prompt, output = chat(d)
+    limit = d.whole(1, 16)
+    if d.chance(0.6):
+        load = closed(prompt, output, min(80, round(limit * d.between(2.5, 7)) + 1))
+    else:
+        shape = closed(prompt, output, 1)
+        ceiling = capacity(times, shape, 64)
+        rate = min(capacity(times, shape, limit) * d.between(1.15, 1.8), 0.8 * ceiling)
+        load = open_(prompt, output, rate)
+    sound = sound_flags(d, engine, longest(load))
+    return finish(d, "batch_limit", times, replace(sound, max_num_seqs=limit), sound, load)
+
+
+def kv_small(d: Draw, engine: EngineKind | None = None) -> Situation:
+    engine, times = engine or d.pick("vllm", "vllm", "sglang"), physics(d)
+    prompt = Lengths.lognormal(d.between(200, 1000), 0.4, 16, 3000)
+    output = Lengths.lognormal(d.between(80, 250), 0.4, 4, 900)
+    clients = d.whole(14, 56)
+    load = closed(prompt, output, clients)
+    sound = sound_flags(d, engine, longest(load))
+    flags = kv_flags(sound, clients * (mean(prompt) + mean(output)) * d.between(0.22, 0.6))
+    return finish(d, "kv_small", times, flags, sound, load)
+
+
+def budget_small(d: Draw) -> Situation:
+    engine, times = d.pick("vllm", "vllm", "sglang", "tgi"), physics(d)
+    prompt = Lengths.lognormal(d.between(400, 2200), 0.4, 64, 6000)
+    output = Lengths.lognormal(d.between(1, 50), 0.4, 1, 200)
+    budget = d.pick(16, 32, 48, 64, 96, 128, 256)
+    load = closed(prompt, output, d.whole(2, 12))
+    if d.chance(0.35):
+        chunked = times.base / budget + times.per_prefill_token
+        per_request = mean(prompt) * chunked + mean(output) * times.base / 4
+        load = open_(prompt, output, d.between(0.5, 1.1) / per_request)
+    sound = replace(sound_flags(d, engine, longest(load)), max_num_seqs=d.pick(16, 64, 256))
+    if engine == "vllm":
+        sound = replace(sound, max_num_seqs=min(sound.max_num_seqs, budget))
+    return finish(d, "budget_small", times, replace(sound, max_num_batched_tokens=budget), sound, load)
+
+
+def budget_large(d: Draw) -> Situation:
+    engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
+    prompt = Lengths.lognormal(d.between(1500, 5000), 0.4, 200, 14000)
+    output = Lengths.lognormal(d.between(80, 220), 0.4, 10, 600)
+    shape = closed(prompt, output, 1)
+    load = open_(prompt, output, capacity(times, shape, 24) * d.between(0.3, 0.65))
+    sound = replace(sound_flags(d, engine, longest(load)), max_num_batched_tokens=512)
+    wishes = (Wish("ttft", "mean", d.between(1.5, 3)), Wish("itl", d.pick("p95", "p99"), d.between(1.2, 1.8)))
+    flags = replace(sound, max_num_batched_tokens=d.pick(8192, 16384))
+    return finish(d, "budget_large", times, flags, sound, load, wishes=wishes)
+
+
+def prefill_bound(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    prompt = Lengths.lognormal(d.between(1200, 5000), 0.3, 100, 14000)
+    output = Lengths.lognormal(d.between(1.5, 10), 0.3, 1, 40)
+    load = closed(prompt, output, d.whole(3, 12))
+    if d.chance(0.4):
+        load = open_(prompt, output, capacity(times, load, 8) * d.between(0.75, 1.05))
+    sound = replace(sound_flags(d, engine, longest(load)), max_num_batched_tokens=FULL_BUDGET)
+    wishes = (Wish("ttft", d.pick("mean", "p95"), d.between(0.25, 0.6)), Wish("itl", "mean", d.between(1.5, 2.5)))
+    return finish(d, "prefill_bound", times, sound, sound, load, wishes=wishes if d.chance(0.7) else ())
+
+
+def decode_bound(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    times = replace(times, per_seq=max(times.per_seq, times.base / 60))
+    prompt = Lengths.lognormal(d.between(16, 120), 0.3, 4, 600)
+    output = Lengths.lognormal(d.between(100, 300), 0.3, 10, 900)
+    load = closed(prompt, output, d.whole(32, 80))
+    sound = sound_flags(d, engine, longest(load))
+    wishes = (Wish("ttft", "mean", d.between(2, 4)), Wish("itl", "mean", d.between(0.35, 0.7)))
+    return finish(d, "decode_bound", times, sound, sound, load, wishes=wishes)
+
+
+def prefix_off(d: Draw, engine: EngineKind | None = None) -> Situation:
+    engine, times = engine or any_engine(d), physics(d)
+    shared = d.whole(512, 3000)
+    prompt = Lengths.uniform(shared + 16, shared + d.whole(32, 250))
+    load = replace(
+        closed(prompt, Lengths.lognormal(d.between(4, 60), 0.4, 1, 300), d.whole(3, 16)),
+        shared_prefix_tokens=shared,
+        prefixes=d.pick(1, 1, 2, 4),
+        shared_prefix_share=d.pick(1.0, 1.0, 0.8),
+    )
+    sound = sound_flags(d, engine, longest(load))
+    return finish(d, "prefix_off", times, replace(sound, enable_prefix_caching=False), sound, load)
+
+
+def prefix_thrash(d: Draw) -> Situation:
+    engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
+    shared, prefixes = d.whole(700, 2500), d.whole(24, 90)
+    prompt = Lengths.uniform(shared + 16, shared + d.whole(32, 150))
+    output = Lengths.lognormal(d.between(4, 30), 0.4, 1, 150)
+    load = replace(closed(prompt, output, d.whole(2, 6)), shared_prefix_tokens=shared, prefixes=prefixes)
+    need = (load.concurrency or 1) * (mean(prompt) + mean(output))
+    sound = sound_flags(d, engine, longest(load))
+    flags = kv_flags(sound, max(1.7 * need, shared * prefixes * d.between(0.15, 0.35)))
+    return finish(d, "prefix_thrash", times, flags, sound, load)
+
+
+def head_of_line(d: Draw) -> Situation:
+    engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
+    prompt = Lengths.lognormal(d.between(80, 200), d.rng.uniform(1.4, 1.8), 8, 14000)
+    output = Lengths.lognormal(d.between(10, 60), 0.4, 1, 300)
+    load = open_(prompt, output, capacity(times, closed(prompt, output, 1), 16) * d.between(0.4, 0.7))
+    sound = sound_flags(d, engine, longest(load))
+    return finish(d, "head_of_line", times, sound, sound, load)
+
+
+def under_admission(d: Draw) -> Situation:
+    times = physics(d)
+    prompt = Lengths.lognormal(d.between(100, 600), 0.4, 16, 2000)
+    output = Lengths.lognormal(d.between(60, 160), 0.4, 4, 500)
+    clients = d.whole(16, 64)
+    asked = d.pick(1024, 2048)
+    load = replace(closed(prompt, output, clients), max_tokens=asked)
+    sound = sound_flags(d, "sglang", longest(load))
+    pool = clients * (mean(prompt) + mean(output)) * d.between(1.6, 3.0) + asked
+    sound = replace(kv_flags(sound, pool), schedule_conservativeness=0.3)
+    flags = replace(sound, schedule_conservativeness=d.pick(1.0, 1.5, 2.0, 3.0))
+    return finish(d, "under_admission", times, flags, sound, load)
+
+
+def retraction(d: Draw) -> Situation:
+    times = physics(d)
+    prompt = Lengths.lognormal(d.between(100, 400), 0.4, 16, 1500)
+    output = Lengths.lognormal(d.between(150, 300), 0.3, 20, 900)
+    clients = d.whole(20, 56)
+    load = closed(prompt, output, clients)
+    sound = sound_flags(d, "sglang", longest(load))
+    pool = clients * (mean(prompt) + mean(output)) * d.between(0.3, 0.6)
+    flags = replace(kv_flags(sound, pool), schedule_conservativeness=d.pick(0.05, 0.1, 0.2, 0.3))
+    return finish(d, "retraction", times, flags, sound, load)
+
+
+def reservation(d: Draw) -> Situation:
+    times = physics(d)
+    prompt = Lengths.lognormal(d.between(80, 500), 0.4, 16, 2000)
+    output = Lengths.lognormal(d.between(40, 140), 0.4, 4, 500)
+    asked, clients = d.pick(512, 1024, 2048), d.whole(12, 56)
+    load = replace(closed(prompt, output, clients), max_tokens=asked)
+    sound = sound_flags(d, "tgi", longest(load))
+    flags = kv_flags(sound, clients * (mean(prompt) + asked) * d.between(0.1, 0.4))
+    return finish(d, "reservation", times, flags, sound, load)
+
+
+def overload(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    prompt, output = chat(d)
+    load = open_(prompt, output, capacity(times, closed(prompt, output, 1), 96) * d.between(1.15, 1.8))
+    sound = sound_flags(d, engine, longest(load))
+    wishes = (Wish("ttft", "mean", d.between(0.1, 0.3)), Wish("itl", "mean", d.between(0.3, 0.7)))
+    return finish(d, "overload", times, sound, sound, load, wishes=wishes if d.chance(0.6) else ())
+
+
+def rejections(d: Draw) -> Situation:
+    engine, times = d.pick("tgi", "vllm"), physics(d)
+    prompt, output = chat(d)
+    allowed = d.whole(4, 12)
+    load = open_(prompt, output, capacity(times, closed(prompt, output, 1), allowed) * d.between(1.1, 1.6))
+    sound = sound_flags(d, engine, longest(load))
+    flags = replace(sound, max_concurrent_requests=allowed) if engine == "tgi" else replace(sound, max_num_queued_reqs=allowed)
+    return finish(d, "rejections", times, flags, sound, load)
+
+
+def imbalance(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    prompt, output = chat(d)
+    replicas = d.pick(3, 4)
+    busy = d.rng.uniform(0.6, 0.85)
+    shares = (busy, *((1 - busy) / (replicas - 1),) * (replicas - 1))
+    shape = closed(prompt, output, 1)
+    # A small batch keeps this cheap: the busy replica is over its limit, the fleet is not.
+    limit = d.pick(8, 16, 32)
+    total = capacity(times, shape, limit) * d.between(1.15, 1.5) / busy
+    sound = replace(sound_flags(d, engine, longest(shape)), max_num_seqs=limit)
+    load = open_(prompt, output, min(total, 0.8 * replicas * capacity(times, shape, limit)))
+    return finish(d, "imbalance", times, sound, sound, load, shares=shares)
+
+
+# -- two at once --------------------------------------------------------------------------------------
+
+
+def two_batch_prefix(d: Draw) -> Situation:
+    s = prefix_off(d)
+    limit = d.whole(2, 6)
+    load = replace(s.workload, concurrency=limit * d.whole(3, 5), output=Lengths.lognormal(d.between(40, 120), 0.4, 2, 400))
+    flags = replace(s.flags, max_num_seqs=limit)
+    return finish(d, "two:batch+prefix", s.times, flags, s.sound, load)
+
+
+def two_batch_budget(d: Draw) -> Situation:
+    s = budget_small(d)
+    limit = d.pick(2, 3, 4)
+    load = replace(s.workload, rate=None, concurrency=limit * d.whole(3, 6), output=Lengths.lognormal(d.between(20, 80), 0.4, 2, 300))
+    flags = replace(s.flags, max_num_seqs=limit)
+    sound = replace(s.sound, max_num_seqs=FULL_SEQS)
+    return finish(d, "two:batch+budget", s.times, flags, sound, load)
+
+
+def two_kv_prefix(d: Draw) -> Situation:
+    engine, times = d.pick("vllm", "sglang"), physics(d)
+    shared = d.whole(500, 1500)
+    prompt = Lengths.uniform(shared + 16, shared + d.whole(50, 300))
+    output = Lengths.lognormal(d.between(60, 160), 0.4, 4, 500)
+    clients = d.whole(12, 40)
+    load = replace(closed(prompt, output, clients), shared_prefix_tokens=shared)
+    sound = sound_flags(d, engine, longest(load))
+    flags = replace(kv_flags(sound, clients * (mean(prompt) + mean(output)) * d.between(0.2, 0.45)), enable_prefix_caching=False)
+    return finish(d, "two:kv+prefix", times, flags, sound, load)
+
+
+def two_budget_prefix(d: Draw) -> Situation:
+    s = prefix_off(d)
+    budget = d.pick(64, 96, 128, 256)
+    flags = replace(s.flags, max_num_batched_tokens=budget)
+    return finish(d, "two:budget+prefix", s.times, flags, s.sound, s.workload)
+
+
+# -- nothing wrong ------------------------------------------------------------------------------------
+
+
+def healthy(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    prompt, output = chat(d)
+    style = d.pick("open", "open", "closed", "shared", "long")
+    if style == "long":
+        prompt = Lengths.lognormal(d.between(700, 2500), 0.4, 50, 8000)
+    shape = closed(prompt, output, 1)
+    load = open_(prompt, output, capacity(times, shape, 24) * d.between(0.15, 0.65))
+    if style == "closed":
+        load = closed(prompt, output, d.whole(2, 24))
+    if style == "shared":
+        shared = d.whole(256, 1500)
+        load = replace(load, prompt=Lengths.uniform(shared + 16, shared + 200), shared_prefix_tokens=shared, prefixes=d.pick(1, 4))
+    sound = sound_flags(d, engine, longest(load))
+    return finish(d, "healthy", times, sound, sound, load, wishes=wished(d, engine) if d.chance(0.7) else ())
+
+
+def idle(d: Draw) -> Situation:
+    engine, times = any_engine(d), physics(d)
+    prompt, output = chat(d)
+    rate = 0.0 if d.chance(0.5) else d.between(0.02, 0.1)
+    load = open_(prompt, output, rate)
+    sound = sound_flags(d, engine, longest(load))
+    return finish(d, "idle", times, sound, sound, load, duration=d.pick(60.0, 120.0, 400.0), wishes=wished(d, engine, (2.0, 4.0)))
+
+
+Maker = Callable[[Draw], Situation]
+
+#: Kinds and how many of each hundred draws they get.
+FAULTS: tuple[tuple[Maker, int], ...] = (
+    (batch_limit, 9), (kv_small, 7), (budget_small, 7), (budget_large, 5), (prefill_bound, 4), (decode_bound, 4), (prefix_off, 6),
+    (prefix_thrash, 3), (head_of_line, 2), (under_admission, 3), (retraction, 2), (reservation, 3), (overload, 4), (rejections, 2),
+    (imbalance, 2), (two_batch_prefix, 2), (two_batch_budget, 2), (two_kv_prefix, 2), (two_budget_prefix, 1), (healthy, 14), (idle, 4),
+)  # fmt: skip
+
+
+def schedule(makers: Sequence[tuple[Maker, int]]) -> list[Maker]:
+    """The makers in a fixed, well mixed order with their shares (largest remainder, round robin)."""
+    total = sum(weight for _, weight in makers)
+    slots = [((k + 0.5) / weight, index, maker) for index, (maker, weight) in enumerate(makers) for k in range(weight)]
+    assert len(slots) == total
+    return [maker for _, _, maker in sorted(slots, key=lambda slot: slot[:2])]
