@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ TARGETS = (
     SLOTarget("throughput", 50.0, "greater_than"),
 )
 _counts = st.tuples(*[st.integers(0, 50)] * 4).filter(any)
-_loads = st.fixed_dictionaries(
+_loads: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {name: st.floats(0, top) for name, top in (("error_ratio", 1.0), ("waiting", 200.0), ("preemptions_per_request", 3.0))}
 )
 
@@ -57,7 +58,7 @@ def test_a_worse_input_never_gives_a_higher_score(
     slower: int,
     tokens: float,
     fewer: float,
-    loads: dict[str, float],
+    loads: dict[str, Any],
     more: str,
     factor: float,
     targets: tuple[SLOTarget, ...],

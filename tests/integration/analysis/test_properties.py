@@ -5,12 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perf_service.analysis import health
 from perf_service.analysis.engine import AnalysisEngine
-from perf_service.models.analysis import Severity, SLOState, SLOStatus
+from perf_service.models.analysis import Severity
 from perf_service.models.config import EngineConfig
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
-from perf_service.models.slo import SLOTarget
 from perf_service.models.window import GaugeStats, Window
 
 BOUNDS = (0.01, 0.1, 1.0, 10.0)
@@ -73,31 +71,3 @@ def test_latency_alone_is_never_high_without_an_objective(ttft: float, itl: floa
     found = {Hist.TTFT_SECONDS: Histogram(count, ttft * count), Hist.ITL_SECONDS: Histogram(count, itl * count)}
     analysis = AnalysisEngine().analyze(Window("x", Engine.VLLM, 0.0, 60.0, 60.0, 2, histograms=found))
     assert all(b.severity.rank <= Severity.MEDIUM.rank for b in analysis.bottlenecks)
-
-
-def _status(value: float, builtin: bool) -> SLOStatus:
-    target = SLOTarget("ttft", 0.1, builtin=builtin)
-    return SLOStatus(target, SLOState.MET if value <= 0.1 else SLOState.MISSED, value, samples=100)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_health_is_monotone(data: st.DataObject) -> None:
-    draw = data.draw
-    base: dict[str, float] = {
-        "error_ratio": draw(st.floats(0, 1)),
-        "waiting": draw(st.floats(0, 1000)),
-        "preemptions_per_request": draw(st.floats(0, 10)),
-    }
-    running = draw(st.floats(0, 100))
-    value, builtin = draw(st.floats(0, 10)), draw(st.booleans())
-    score, parts = health.score([_status(value, builtin)], running=running, hung=False, **base)
-    name = draw(st.sampled_from([*base, "latency"]))
-    worse = dict(base)
-    if name == "latency":
-        value += draw(st.floats(0, 10))
-    else:
-        worse[name] += draw(st.floats(0, 10))
-    after, _ = health.score([_status(value, builtin)], running=running, hung=False, **worse)
-    assert after <= score + 1e-9
-    assert score == max(0.0, 100.0 - sum(part.penalty for part in parts))
