@@ -16,7 +16,7 @@ import pytest
 from tests.support.replay import Values, notation
 
 _GOT = re.compile(r"time: (?P<time>\w+),\s*exp:\s*(?:nil|\S*)?\s*got:\s*(?P<got>.*)", re.DOTALL)
-_SAMPLE = re.compile(r"\{(?P<labels>[^}]*)\}")
+_SAMPLE = re.compile(r"\{(?P<labels>[^}]*)\} (?P<value>[^,\s]+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -45,42 +45,55 @@ class Firing:
     minute: int
 
 
-def firing(rules: Path, cases: Mapping[str, Values], folder: Path, *, step: str, minutes: Sequence[int]) -> dict[str, list[Firing]]:
-    """What fires in each case, earliest first, by `promtool test rules`.
+def wanted(rules: Path) -> frozenset[str]:
+    """Every name that the rules speak of."""
+    return frozenset(re.findall(r"[a-zA-Z_][\w:]*", rules.read_text()))
 
-    Every minute is asked for no alert at all; what promtool then reports as unexpected is what fires.
+
+def firing(rules: Path, cases: Mapping[str, Values], folder: Path, *, step: str, minutes: Sequence[int]) -> dict[str, list[Firing]]:
+    """What fires for each job, earliest first, by one run of `promtool test rules` over all of them at once.
+
+    Each case's series carry its name as `job`. Every minute is asked for no alert at all; what promtool then reports as unexpected is
+    what fires.
     """
-    query = 'count by (alertname, severity, instance) (ALERTS{alertstate="firing"})'
-    found: dict[str, list[Firing]] = {}
-    for name, values in cases.items():
-        test = {
-            "interval": step,
-            "input_series": [{"series": series, "values": notation(points)} for series, points in values.items()],
-            "promql_expr_test": [{"expr": query, "eval_time": f"{minute}m", "exp_samples": []} for minute in minutes],
-        }
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "30s", "tests": [test]}))
-        result = subprocess.run([promtool(), "test", "rules", str(path)], capture_output=True, text=True, timeout=120)
-        found[name] = _read(result.stdout + result.stderr, result.returncode)
+    query = 'count by (job, alertname, severity, instance) (ALERTS{alertstate="firing"})'
+    series = [{"series": name, "values": notation(points)} for values in cases.values() for name, points in values.items()]
+    output = asked(rules, series, [(query, f"{minute}m") for minute in minutes], folder, step)
+    first: dict[tuple[str, str, str, str], int] = {}
+    for minute, labels in output:
+        key = (labels["job"], labels["alertname"], labels.get("severity", ""), labels.get("instance", ""))
+        first[key] = min(first.get(key, minute), minute)
+    found: dict[str, list[Firing]] = {name: [] for name in cases}
+    for (job, name, severity, instance), minute in sorted(first.items(), key=lambda item: (item[1], item[0])):
+        found[job].append(Firing(name, severity, instance, minute))
     return found
 
 
-def _read(output: str, code: int) -> list[Firing]:
-    first: dict[tuple[str, str, str], int] = {}
+def asked(
+    rules: Path, series: Sequence[Mapping[str, str]], questions: Sequence[tuple[str, str]], folder: Path, step: str
+) -> list[tuple[int, dict[str, str]]]:
+    """The minute and the labels of every sample that the expressions yield at their times. `__value__` is the sample's value."""
+    test = {
+        "interval": step,
+        "input_series": list(series),
+        "promql_expr_test": [{"expr": expr, "eval_time": at, "exp_samples": []} for expr, at in questions],
+    }
+    path = folder / "test.json"
+    path.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "30s", "tests": [test]}))
+    result = subprocess.run([promtool(), "test", "rules", str(path)], capture_output=True, text=True, timeout=300)
+    output = result.stdout + result.stderr
     problems = re.split(r"\n\s*expr: ", output)[1:]
-    if code and not problems:
+    if result.returncode and not problems:
         raise AssertionError(output)
+    found = []
     for problem in problems:
         match = _GOT.search(problem)
         assert match, problem
-        minute = _minutes(match["time"])
-        for sample in _SAMPLE.finditer(match["got"]):
-            labels = dict(_LABEL.findall(sample["labels"]))
-            if "alertname" not in labels:
-                raise AssertionError(problem)
-            key = (labels["alertname"], labels.get("severity", ""), labels.get("instance", ""))
-            first[key] = min(first.get(key, minute), minute)
-    return [Firing(*key, minute) for key, minute in sorted(first.items(), key=lambda item: (item[1], item[0]))]
+        found += [
+            (_minutes(match["time"]), dict(_LABEL.findall(sample["labels"])) | {"__value__": sample["value"]})
+            for sample in _SAMPLE.finditer(match["got"])
+        ]
+    return found
 
 
 def _minutes(text: str) -> int:

@@ -67,7 +67,8 @@ class Track:
         page = self.pages[index]
         value = page.values.get(series)
         if value is None:
-            return None if not turn else self.pages[-1].values.get(series)
+            # A family that appears with its first observation stays there from then on.
+            return turn * self.gain[series] if turn and series in self.gain else None
         if series not in page.growing:
             return value
         if index + 1 < len(self.pages):

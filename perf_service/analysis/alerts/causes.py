@@ -11,7 +11,7 @@ import math
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.alerts import texts
 from perf_service.analysis.alerts.promql import RANGE, Source
-from perf_service.analysis.alerts.rules import Alert, PackOptions, Record, Urgency
+from perf_service.analysis.alerts.rules import Alert, PackOptions, Record, Urgency, builtin_bound
 from perf_service.analysis.alerts.signals import Names, events, recorded
 from perf_service.models.analysis import Cause, Verdict
 from perf_service.models.metrics import Engine
@@ -24,10 +24,6 @@ _BUDGET_BETWEEN = math.sqrt(t.BUDGET_SMALL.value * t.BUDGET_LARGE_ENOUGH.value)
 _INTERFERENCE_SHARE = 0.3
 _STEP_TOKENS = 100
 """A step's fixed cost in prompt tokens (`rules_decode.FIXED_COST_TOKENS`)."""
-
-
-def _builtin(base: str) -> float:
-    return next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.base_metric == base)
 
 
 class Conditions:
@@ -119,7 +115,7 @@ def alerts(options: PackOptions) -> tuple[Alert, ...]:
     c = Conditions(options)
     found = [*_waiting(c), _unexplained(c)]
     if options.engine is not Engine.TGI:
-        found.append(_decode(c))
+        found += _decode(c)
     if options.engine is Engine.VLLM:
         found += [*_prefix_off(c)]
     if options.engine is not Engine.TGI:
@@ -181,7 +177,8 @@ def _waiting(c: Conditions) -> list[Alert]:
             "The limit on running requests holds requests back although there is room for more",
             f"a queue and {t.QUEUE_SUFFERING_SECONDS.value:g} s or more to the first token, running steady while others wait, "
             f"KV cache below {t.KV_FREE_MAX.value:.0%}, prefill not saturated",
-            f"Raise `{_LIMIT[engine]}`; time between tokens will rise somewhat.",
+            f"Raise `{_LIMIT[engine]}`; time between tokens will rise somewhat."
+            + (" If it is far above what runs, lower `schedule_conservativeness` instead." if engine is Engine.SGLANG else ""),
         )
     )
     itl = texts.looked_up(options, "itl_seconds", f"mean{RANGE}", "humanizeDuration")
@@ -223,7 +220,7 @@ def _overloaded(c: Conditions) -> str:
     itl, wish = c.mean("itl_seconds"), c.options.wish("itl")
     if wish is not None:
         return f"{itl} >= {0.85 * wish:g}"
-    return f"{c.r('running_requests', f'avg{RANGE}')} >= {t.LARGE_RUNNING.value:g} and {itl} >= {_builtin('itl'):g}"
+    return f"{c.r('running_requests', f'avg{RANGE}')} >= {t.LARGE_RUNNING.value:g} and {itl} >= {builtin_bound('itl'):g}"
 
 
 def _kv_exhausted(c: Conditions) -> Alert:
@@ -268,6 +265,10 @@ def _prefill(c: Conditions) -> list[Alert]:
     queue = texts.looked_up(c.options, "queue_seconds", f"mean{RANGE}", "humanizeDuration")
     tokens = texts.looked_up(c.options, "prompt_tokens_per_request", f"mean{RANGE}", "%.0f")
     off = c.r("prefix_caching_off")
+    share = f"{c.mean('prefill_seconds')} / {c.mean('ttft_seconds')}"
+    late = f"{share} >= {t.PREFILL_SHARE_MIN.value:g}\nand {c.mean('ttft_seconds')} > {c.options.bound('ttft'):g}"
+    first = texts.looked_up(c.options, "ttft_seconds", f"mean{RANGE}", "humanizeDuration")
+    own = texts.looked_up(c.options, "prefill_seconds", f"mean{RANGE}", "humanizeDuration")
     evidence = f"a queue with always a prompt in prefill (occupancy >= {t.PREFILL_SATURATED.value:g})"
     return [
         Alert(
@@ -284,14 +285,14 @@ def _prefill(c: Conditions) -> list[Alert]:
         ),
         Alert(
             "LLMPrefillComputeBound",
-            f"{c.prefill_bound}\nunless ({small})\nunless {off}",
+            f"(\n{c.prefill_bound}\nunless ({small})\n)\nor\n(\n{late}\nunless {c.queued}\n)\nunless {off}",
             "5m",
             Urgency.WARNING,
             Cause.PREFILL_COMPUTE,
             Verdict.SCALE,
-            f"{who}: {waiting} requests wait ({queue} each) because computing prompts of {tokens} tokens takes all of its time.",
+            f"{who}: the first token takes {first}, of which {own} are prefill ({tokens}-token prompts) and {queue} the queue.",
             "Prompts arrive faster than the accelerator can compute them",
-            evidence + ", not in small steps, prefix caching on",
+            evidence + f", not in small steps; or no queue, TTFT above its objective and prefill >= {t.PREFILL_SHARE_MIN.value:.0%} of it",
             "Add a replica, shard over more GPUs, or let prompts share prefixes.",
         ),
     ]
@@ -328,7 +329,7 @@ def _prefix_off(c: Conditions) -> list[Alert]:
         Alert(
             "LLMPrefixCacheOff",
             f"{share}\nand ({share} >= {t.PREFILL_SHARE_MIN.value:g} or {c.prefill_bound})\n"
-            f"and {ttft} >= {_builtin('ttft'):g}\n"
+            f"and {ttft} >= {builtin_bound('ttft'):g}\n"
             f"and {c.mean('prompt_tokens_per_request')} >= {t.PREFIX_MIN_BLOCKS.value * block:g}\n"
             f"and {events(c.r('ttft_seconds', f'count_rate{RANGE}'))} >= {t.REQUESTS_MIN.value:g}\n"
             f"and {c.r('prefix_caching_off')}",
@@ -354,7 +355,7 @@ def _thrashing(c: Conditions) -> Alert:
         "LLMPrefixCacheThrashing",
         # Traffic that shares nothing has no hits to lose, so zero hits alone say nothing.
         f"{hit} < 0.5\nand {hit} > 0.02\nand {hit} < 0.5 * {before}\nand {peak} >= {t.KV_FREE_MAX.value:g}\n"
-        f"and {c.mean('ttft_seconds')} >= {_builtin('ttft'):g}",
+        f"and {c.mean('ttft_seconds')} >= {builtin_bound('ttft'):g}",
         "10m",
         Urgency.INFO,
         Cause.PREFIX_CACHE_THRASHING,
@@ -366,23 +367,43 @@ def _thrashing(c: Conditions) -> Alert:
     )
 
 
-def _decode(c: Conditions) -> Alert:
-    bound = c.options.wish("itl") or _builtin("itl")
+def _interference(c: Conditions) -> str:
+    """Share of a step that is other requests' prefill: in balance a step carries running x prompt / output prompt tokens beside its
+    decodes (`rules_decode.interference_share`)."""
+    running = c.r("running_requests", f"avg{RANGE}")
+    carried = f"{running} * {c.r('prompt_tokens', f'rate{RANGE}')} / ({c.r('generation_tokens', f'rate{RANGE}')} > 0)"
+    return f"({carried}) / ({carried} + {running} + {_STEP_TOKENS})"
+
+
+def _decode(c: Conditions) -> list[Alert]:
+    bound = c.options.wish("itl") or builtin_bound("itl")
     itl, running = c.mean("itl_seconds"), c.r("running_requests", f"avg{RANGE}")
-    prompt, output = c.r("prompt_tokens", f"rate{RANGE}"), c.r("generation_tokens", f"rate{RANGE}")
-    # In balance a step carries running x prompt / output prompt tokens beside its decodes (`rules_decode.interference_share`).
-    carried = f"{running} * {prompt} / ({output} > 0)"
-    interference = f"({carried}) / ({carried} + {running} + {_STEP_TOKENS}) > {_INTERFERENCE_SHARE:g}"
+    much = f"{_interference(c)} > {_INTERFERENCE_SHARE:g}"
     now = texts.looked_up(c.options, "running_requests", f"avg{RANGE}", "%.0f")
-    return Alert(
-        "LLMDecodeBound",
-        f"{itl} > {bound:g}\nand {running} >= 2\nunless ({interference})\nunless {c.queued}\nunless {c.kv_bound}",
-        "10m",
-        Urgency.INFO,
-        Cause.DECODE_BOUND,
-        Verdict.SCALE,
-        f"{texts.replica(c.options)}: a token takes {texts.SECONDS} on average with {now} requests decoding together; nothing waits.",
-        "Decoding at this batch size is slower than people read comfortably; nothing else is at fault",
-        f"mean ITL above {bound:g} s, no queue, no KV pressure, little prefill in the same steps",
-        "Add a replica or quantise; a lower limit on running requests trades time per token for queueing.",
-    )
+    who, objective = texts.replica(c.options), c.options.bound("itl")
+    return [
+        Alert(
+            "LLMPrefillInterference",
+            f"{itl} > {objective:g}\nand {much}\nunless {c.kv_bound}",
+            "10m",
+            Urgency.WARNING,
+            Cause.TOKEN_BUDGET_TOO_LARGE,
+            Verdict.TUNE,
+            f"{who}: a token takes {texts.SECONDS} on average because most of each step is the prefill of other requests' prompts.",
+            "Long prompts stall the answers that are being written",
+            f"mean time per token above {objective:g} s, prefill >= {_INTERFERENCE_SHARE:.0%} of a step by the token rates",
+            f"Lower `{_BUDGET[c.engine]}` one step (the first token will come later), or give long prompts a pool of their own.",
+        ),
+        Alert(
+            "LLMDecodeBound",
+            f"{itl} > {bound:g}\nand {running} >= 2\nunless ({much})\nunless {c.queued}\nunless {c.kv_bound}",
+            "10m",
+            Urgency.INFO,
+            Cause.DECODE_BOUND,
+            Verdict.SCALE,
+            f"{who}: a token takes {texts.SECONDS} on average with {now} requests decoding together; nothing waits.",
+            "Decoding at this batch size is slower than people read comfortably; nothing else is at fault",
+            f"mean time per token above {bound:g} s, no queue, no KV pressure, little prefill in the same steps",
+            "Add a replica or quantise; a lower limit on running requests trades time per token for queueing.",
+        ),
+    ]

@@ -242,7 +242,9 @@ def _failures(options: PackOptions) -> list[Alert]:
             Urgency.WARNING,
             Cause.CLIENT_ABORTS,
             Verdict.LOOK_AT_CLIENT,
-            f"{who}: {texts.PERCENT} of the clients leave before their answer is complete.",
+            f"{who}: {texts.PERCENT} of the clients leave before their answer is complete."
+            if options.engine is Engine.VLLM
+            else f"{who}: {texts.PERCENT} of the requests are aborted: their clients left, or its full queue refused them.",
             "Clients disconnect or time out before their answer is complete",
             f"requests with a first token and no end >= {t.ABORT_RATIO.value:.0%} (vLLM counts a disconnect nowhere)"
             if options.engine is Engine.VLLM
@@ -294,7 +296,7 @@ def _regression(options: PackOptions) -> Alert:
         Urgency.WARNING,
         Cause.UPGRADE_REGRESSION,
         Verdict.ROLL_BACK_UPGRADE,
-        f"{texts.service(options)}: version {{{{ $labels.{label} }}}} takes {texts.VALUE} times as long per token as "
+        f'{texts.service(options)}: version {{{{ $labels.{label} }}}} takes {{{{ $value | printf "%.2f" }}}} times as long per token as '
         "yesterday's, at the same load.",
         "A new version is slower at the same load",
         f"time per token of a version that was not there a day ago >= {t.REGRESSION_RATIO.value:g} times that of the old one, "

@@ -18,8 +18,13 @@ from perf_service.models.analysis import Verdict
 from perf_service.models.metrics import Engine, Hist
 from perf_service.models.slo import SLOTarget
 
-NAMES = {"ttft": "first token", "itl": "gap between two tokens", "tpot": "time per token", "e2e": "answer"}
-_COUNTED = {"ttft": "requests", "itl": "tokens", "tpot": "requests", "e2e": "requests"}
+_MISSES = {
+    Hist.TTFT_SECONDS: "requests waited more than {bound} s for their first token",
+    Hist.QUEUE_SECONDS: "requests waited more than {bound} s in the queue alone",
+    Hist.ITL_SECONDS: "tokens came more than {bound} s after the one before",
+    Hist.TPOT_SECONDS: "requests took more than {bound} s per token",
+    Hist.E2E_SECONDS: "answers took more than {bound} s",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,9 @@ def _burning(options: PackOptions, objective: SLOTarget, burn: _Burn) -> Alert:
 
     total = f'sum by ({labels}) (avg_over_time({rates[:-1]},le="+Inf"}}[{burn.short}]))'
     enough = f"{total} * {_seconds(burn.short)} >= {t.REQUESTS_MIN.value:g}"
-    word = "queued for" if hist is Hist.QUEUE_SECONDS else f"{NAMES[base]} took longer than"
-    allowed = 1.0 - objective_share(objective)
+    missed = _MISSES[hist].format(bound=f"{bound:g}")
     quantile = f"p{100 * (1.0 - share):.3g}"
-    told = f"{bound:g} s"
+    may = f"{100 * (1.0 - objective_share(objective)):.3g} %"
     return Alert(
         f"LLM{base.upper()}BudgetBurn",
         f"{slower(burn.long)}\nand {slower(burn.short)}\nand on ({labels}) {enough}",
@@ -96,10 +100,10 @@ def _burning(options: PackOptions, objective: SLOTarget, burn: _Burn) -> Alert:
         burn.urgency,
         "slo_burn",
         Verdict.NOT_ENOUGH_EVIDENCE,
-        f"{texts.service(options)}: more than {share:.0%} of the {_COUNTED[base]} {word} {told} over the last {burn.long} and "
-        f"{burn.short}, {100 * allowed:.3g} % may; {quantile} is {texts.SECONDS}. The cause alerts beside this one say why.",
+        f"{texts.service(options)}: more than {share:.0%} of the {missed} over the last {burn.long} and {burn.short}, where {may} may "
+        f"({quantile} is {texts.SECONDS}); the cause alerts beside this one say why.",
         f"The objective `{objective}` is being missed fast enough to matter",
-        f"burn rate {burn.rate:g} over {burn.long} and {burn.short} ({burn.spent})",
+        "burn rate " + "; ".join(f"{b.rate:g} over {b.long} and {b.short} ({b.spent}): {b.urgency}" for b in _BURNS),
         "Look at the cause alerts of this service; without one, run `perf-service doctor` on a replica.",
         symptom=True,
     )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from perf_service.analysis.thresholds import BUILTIN_OBJECTIVES
 from perf_service.models.analysis import Cause, Verdict
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
@@ -64,6 +65,11 @@ class Group:
     alerts: tuple[Alert, ...]
 
 
+def builtin_bound(base: str) -> float:
+    """What the analyzer holds a metric against without an objective (see `thresholds.BUILTIN_OBJECTIVES`), in seconds."""
+    return next(o.target_value for o in BUILTIN_OBJECTIVES if o.base_metric == base)
+
+
 def default_objectives() -> tuple[SLOTarget, ...]:
     """What the committed packs hold latency against: bounds of the engines' own histograms."""
     return tuple(replace(parse_slo(text), builtin=True) for text in ("ttft_p95<2.5", "itl_p95<0.2", "e2e_p95<60"))
@@ -108,6 +114,11 @@ class PackOptions:
     def pack(self) -> str:
         """Value of the label `pack`."""
         return self.name or self.engine.value
+
+    def bound(self, base: str) -> float:
+        """The tightest bound on a metric, the operator's, the pack's default or the analyzer's built-in one, in seconds."""
+        known = [o.target_value for o in self.objectives if o.base_metric == base]
+        return min(known, default=builtin_bound(base))
 
     def wish(self, base: str) -> float | None:
         """The tightest bound that the operator himself put on a metric ("ttft", "itl", ...), None where there is only a default."""
