@@ -24,12 +24,12 @@ from pathlib import Path
 from benchmarks.diagnosis import captures, judging, peers, score
 from benchmarks.diagnosis.judging import ROOT, Outcome, judge
 from benchmarks.diagnosis.running import Page
-from benchmarks.diagnosis.situations import FAULTS, Maker, schedule
+from benchmarks.diagnosis.situations import FAULTS, schedule
 from benchmarks.diagnosis.traps import TRAPS
 
 CACHE = ROOT / ".bench_cache"
 TUNING_SEED = 1_000_000
-_TRAP_SHARE = 0.2
+_TRAP_SHARE, _TRAP_SEEDS = 0.2, 500_000
 _MAKERS = {maker.__name__: maker for maker, _ in (*FAULTS, *TRAPS)}
 Job = tuple[int, str, bool]
 
@@ -38,8 +38,8 @@ def jobs(count: int, base: int, wide: bool) -> list[Job]:
     """(seed, maker, wide) of each situation: four faults or healthy ones to one trap."""
     faults, traps = schedule(FAULTS), schedule(TRAPS)
     n_traps = round(count * _TRAP_SHARE)
-    makers: list[Maker] = [faults[i % len(faults)] for i in range(count - n_traps)] + [traps[i % len(traps)] for i in range(n_traps)]
-    return [(base + index, maker.__name__, wide) for index, maker in enumerate(makers)]
+    plain = [(base + i, faults[i % len(faults)].__name__, wide) for i in range(count - n_traps)]
+    return plain + [(base + _TRAP_SEEDS + i, traps[i % len(traps)].__name__, wide) for i in range(n_traps)]
 
 
 def scoring_seed() -> int:
@@ -58,7 +58,7 @@ def simulated(options: argparse.Namespace) -> list[tuple[Outcome, list[list[Page
     wide = options.set == "scoring"
     base = options.seed if options.seed is not None else scoring_seed() if wide else TUNING_SEED
     todo = [job for job in jobs(options.situations, base, wide) if not options.only or options.only in job[1]]
-    print(f"{options.set} set: seeds {base} .. {base + options.situations - 1}, {len(todo)} situations")
+    print(f"{options.set} set: seeds from {base}, {len(todo)} situations", flush=True)
     done = []
     with ProcessPoolExecutor(options.processes) as pool:
         for number, result in enumerate(pool.map(work, todo, chunksize=2), 1):
@@ -71,7 +71,13 @@ def simulated(options: argparse.Namespace) -> list[tuple[Outcome, list[list[Page
 def real(folder: Path, labels: Path) -> list[tuple[Outcome, list[list[Page]]]]:
     with labels.open(encoding="utf-8") as file:
         told = captures.read_labels(file)
-    return [captures.judge_run(captures.find(folder, label.run), label) for label in told]
+    found = {label.run: place for label in told if (place := captures.find(folder, label.run)) is not None}
+    missing = [label.run for label in told if label.run not in found]
+    if not found:
+        raise captures.LabelError(f"{folder} has none of the {len(told)} labelled runs; is it the right folder?")
+    if missing:
+        print(f"labelled, but not in {folder}: {', '.join(missing)}")
+    return [captures.judge_run(found[label.run], label) for label in told if label.run in found]
 
 
 def with_doctor(results: list[tuple[Outcome, list[list[Page]]]], doctor: peers.Doctor | None) -> list[Outcome]:

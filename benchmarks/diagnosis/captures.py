@@ -165,12 +165,14 @@ def _right(label: RunLabel) -> Callable[[Analysis, Label], bool]:
     return check
 
 
-def find(root: Path, run: str) -> Path:
-    """The run's folder. Raises LabelError where there is none, or two."""
-    found = [root / run] if (root / run).is_dir() else sorted(path for path in root.rglob(run) if path.is_dir())
-    if len(found) != 1:
-        raise LabelError(f"{root} has {len(found)} folders {run!r}; there must be one")
-    return found[0]
+def find(root: Path, run: str) -> Path | None:
+    """The run's folder, None where there is none. Raises LabelError where there are two."""
+    if (root / run).is_dir():
+        return root / run
+    found = sorted(path for path in root.rglob(run) if path.is_dir())
+    if len(found) > 1:
+        raise LabelError(f"{root} has {len(found)} folders {run!r}; name more of the path in the labels")
+    return found[0] if found else None
 
 
 def judge_run(folder: Path, label: RunLabel) -> tuple[Outcome, list[list[Page]]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.diagnosis import peers, traps
 from benchmarks.diagnosis.labels import Label, label, objectives
-from benchmarks.diagnosis.running import Page, Run, Seen, run
+from benchmarks.diagnosis.running import RUNNING_VERSION, Page, Run, Seen, run
 from benchmarks.diagnosis.situations import Draw, Maker, Objective, Situation
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.collectors.snapshot import SnapshotBuilder
@@ -66,8 +66,7 @@ class Outcome:
 def simulation_hash() -> str:
     """Changes whenever a simulated page could."""
     files = [*sorted((ROOT / "perf_service" / "simulator").rglob("*.py")), *sorted((ROOT / "perf_service" / "simulator").rglob("*.prom"))]
-    files.append(Path(__file__).with_name("running.py"))
-    return _hash(*(file.read_bytes() for file in files))
+    return _hash(RUNNING_VERSION, *(file.read_bytes() for file in files))
 
 
 def rules_hash() -> str:

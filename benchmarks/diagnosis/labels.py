@@ -4,7 +4,8 @@ Everything is measured on *badness*: the sum over the objectives of log(value / 
 error
 ratio above 1 % as one objective more. The rules, fixed before anything was scored:
 
-- below log 1.05 nothing is violated; between that and log 1.25 the situation is dropped as borderline;
+- below log 1.05 nothing is violated (but with a value above 85 % of its bound the situation is dropped); between that and
+  log 1.25 it is dropped;
 - a fix *cures* when it lowers badness by at least log 1.3, a quarter of the badness, and twice the difference of an A/A pair
   (other seed);
 - the cause is the one whose fix lowers it most; a second one within 80 % of the best is accepted too; with more the situation is
@@ -22,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from benchmarks.diagnosis.running import Seen, log_ratio
@@ -37,6 +39,7 @@ from benchmarks.diagnosis.situations import (
 from perf_service.models.analysis import Cause
 
 VIOLATED_MIN, BORDERLINE = math.log(1.25), math.log(1.05)
+MET_MAX = 0.85
 GAIN_MIN, GAIN_SHARE, NOISE_TIMES = math.log(1.3), 0.25, 2.0
 CLEARLY_NOT, EQUAL_SHARE, TOGETHER_SHARE, ACCEPTED_MAX = 0.6, 0.8, 0.7, 2
 ERROR_BOUND, ERROR_CAP = 0.01, 10.0
@@ -47,6 +50,10 @@ Measure = Callable[[str, Callable[[], Situation]], Seen]
 """Gives what the clients of a named variant saw, from the cache where it was run before."""
 
 
+def _itself(s: Situation) -> Situation:
+    return s
+
+
 def _with(s: Situation, **changes: Any) -> Situation:
     flags = replace(s.flags, **changes)
     if flags.engine == "vllm":
@@ -55,7 +62,8 @@ def _with(s: Situation, **changes: Any) -> Situation:
 
 
 def _more_seqs(s: Situation) -> Situation | None:
-    return _with(s, max_num_seqs=FULL_SEQS) if s.flags.max_num_seqs < min(FULL_SEQS, s.flags.max_num_batched_tokens) else None
+    more = FULL_SEQS if s.flags.max_num_seqs < FULL_SEQS else 4 * FULL_SEQS
+    return _with(s, max_num_seqs=more) if s.flags.max_num_seqs < min(more, s.flags.max_num_batched_tokens) else None
 
 
 def _more_budget(s: Situation) -> Situation | None:
@@ -199,7 +207,8 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
     base = measure("base", lambda: plain)
     bad = badness(base, goals)
     if bad < BORDERLINE:
-        return Label("fine", badness=bad)
+        close = max((base.values[goal.name] / goal.bound for goal in goals if base.values[goal.name] > 0), default=0.0)
+        return Label("fine") if close <= MET_MAX else Label("dropped", why="objectives hardly met")
     if bad < VIOLATED_MIN:
         return Label("dropped", badness=bad, why="objectives hardly missed")
     if base.finished < REQUESTS_MIN:
@@ -268,9 +277,8 @@ def _causes(
         if name == "more_kv" and s.flags.enable_prefix_caching and s.workload.shared_prefix_tokens:
             # Does more room help because requests fit, or because the cache lives longer? Without a cache only the first is left.
             off = replace(s, flags=replace(s.flags, enable_prefix_caching=False))
-            roomy = _more_kv(off)
-            before = badness(measure("uncached", lambda off=off: off), goals)
-            after = badness(measure("uncached+more_kv", lambda roomy=roomy: roomy), goals)
+            before = badness(measure("uncached", partial(_itself, off)), goals)
+            after = badness(measure("uncached+more_kv", partial(_itself, _more_kv(off) or off)), goals)
             share = (before - after) / gains[name]
             causes += [Cause.PREFIX_CACHE_THRASHING] if share < 0.7 else []
             causes += [Cause.KV_EXHAUSTED] if share > 0.3 else []

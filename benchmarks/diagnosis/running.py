@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from benchmarks.diagnosis.situations import HARDWARE, WARM_SECONDS, Situation
@@ -12,6 +13,7 @@ from perf_service.simulator.workload import Ledger
 Page = tuple[float, str, str]  # unix seconds, text, engine version told beside the page
 VERSIONS = {"vllm": ("0.31.0", "0.32.0"), "sglang": ("0.5.22", "0.5.23"), "tgi": ("3.3.6", "3.3.7")}
 _STARTUP_SECONDS = 6.0
+RUNNING_VERSION = b"1"  # raise it when this file changes what a run gives: kept runs are then made anew
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def run(s: Situation, *, pages: bool = True) -> Run:
         preempted += stats.get("preemptions")
         hits, queries = hits + stats.get("prefix_hits"), queries + stats.get("prefix_queries")
     report = ledger.report(s.duration)
-    values = {}
+    values: dict[str, float] = {}
     for metric, summary in (("ttft", report.ttft_seconds), ("itl", report.itl_seconds), ("e2e", report.e2e_seconds)):
         values |= {f"{metric}_{name}": getattr(summary, name) for name in ("mean", "p95", "p99")} | {f"{metric}_n": float(summary.count)}
     ended = report.succeeded + report.failed
@@ -70,19 +72,30 @@ def run(s: Situation, *, pages: bool = True) -> Run:
     return Run(replicas, seen)
 
 
+def _upgraded(fleet: VirtualFleet, factor: float) -> None:
+    fleet.slow_down(0, factor)
+    fleet.restart(0, {})
+
+
+def _restarted(fleet: VirtualFleet, _: float) -> None:
+    fleet.restart(0, {})
+
+
+_EVENTS: Mapping[str, Callable[[VirtualFleet, float], None]] = {
+    "restart": _restarted,
+    "upgrade": _upgraded,
+    "noisy_neighbour": lambda fleet, factor: fleet.slow_down(0, factor),
+    "hang": lambda fleet, _: fleet.hang(0),
+}
+
+
 def _observe(s: Situation, fleet: VirtualFleet, pages: bool) -> list[Page]:
     start = fleet.clock
     old, new = VERSIONS[s.engine]
     version = old if s.trap == "upgrade" else new
     half = start + s.duration * 0.5
-    events = {
-        "restart": lambda: fleet.restart(0, {}),
-        "upgrade": lambda: (fleet.slow_down(0, s.trap_value), fleet.restart(0, {})),
-        "noisy_neighbour": lambda: fleet.slow_down(0, s.trap_value),
-        "hang": lambda: fleet.hang(0),
-    }
-    if s.trap in events:
-        fleet.at(half - 1e-3, lambda _: (events[s.trap](), None)[1])
+    if s.trap in _EVENTS:
+        fleet.at(half - 1e-3, lambda _: _EVENTS[s.trap](fleet, s.trap_value))
     if s.trap == "cold_start":
         fleet.at(start + s.duration * 0.15, lambda _: fleet.slow_down(0, 1.0))
     kept: list[Page] = []

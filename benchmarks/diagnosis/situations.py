@@ -117,7 +117,7 @@ def physics(d: Draw) -> StepTimes:
     """One accelerator's step times."""
     if not _ACCELERATORS:
         _ACCELERATORS.extend(accelerators())
-    times = d.pick(*(_ACCELERATORS if d.wide else _ACCELERATORS[::2]))
+    times: StepTimes = d.pick(*(_ACCELERATORS if d.wide else _ACCELERATORS[::2]))
     if d.wide:
         times = StepTimes(*(value * math.exp(d.rng.gauss(0, 0.25)) for value in (times.base, times.per_seq, times.per_prefill_token)))
     return times
@@ -131,7 +131,7 @@ def kv_flags(flags: EngineFlags, tokens: float) -> EngineFlags:
     tokens = max(int(tokens), flags.max_model_len + 2 * 16)
     if flags.engine == "vllm":
         return replace(flags, num_gpu_blocks_override=tokens // 16 + 1)
-    return replace(flags, **{"max_total_tokens" if flags.engine == "sglang" else "max_batch_total_tokens": tokens})
+    return replace(flags, max_total_tokens=tokens) if flags.engine == "sglang" else replace(flags, max_batch_total_tokens=tokens)
 
 
 def kv_tokens(flags: EngineFlags) -> int:
@@ -201,25 +201,24 @@ def finish(d: Draw, kind: str, times: StepTimes, flags: EngineFlags, sound: Engi
     running = float(load.concurrency or min(64.0, (load.rate and load.rate * service(times, load, 8)) or 1))
     wishes = more.pop("wishes", None)
     if wishes is None:
-        wishes = wished(d, flags.engine) if d.chance(0.65) else ()
+        wishes = wished(d) if d.chance(0.65) else ()
     length = more.pop("duration", None) or seconds(d, times, min(running, flags.max_num_seqs))
     if flags.engine == "vllm":
         flags = replace(flags, max_num_seqs=min(flags.max_num_seqs, flags.max_num_batched_tokens))
     return Situation(d.seed, kind, flags.engine, times, flags, sound, load, length, wishes, **more)  # type: ignore[arg-type]
 
 
-def wished(d: Draw, engine: EngineKind, ttft: tuple[float, float] = (1.4, 3.0), itl: tuple[float, float] = (1.4, 2.5)) -> tuple[Wish, ...]:
-    """Objectives on the first token and on the pace."""
-    first = d.pick("mean", "mean", "p95")
-    pace = "mean" if engine == "tgi" else d.pick("mean", "mean", "p95")
-    return (Wish("ttft", first, d.between(*ttft)), Wish("itl", pace, d.between(*itl)))
+def wished(d: Draw, ttft: tuple[float, float] = (1.4, 3.0), itl: tuple[float, float] = (1.4, 2.5)) -> tuple[Wish, ...]:
+    """Objectives on the first token and on the pace (its mean: the p95 sits on the edge between steps with and without prefill)."""
+    return (Wish("ttft", d.pick("mean", "mean", "p95"), d.between(*ttft)), Wish("itl", "mean", d.between(*itl)))
 
 
 # -- faults -------------------------------------------------------------------------------------------
 
 
 def any_engine(d: Draw) -> EngineKind:
-    return d.pick("vllm", "vllm", "sglang", "tgi")
+    engine: EngineKind = d.pick("vllm", "vllm", "sglang", "tgi")
+    return engine
 
 
 def batch_limit(d: Draw, engine: EngineKind | None = None) -> Situation:
@@ -299,8 +298,9 @@ def decode_bound(d: Draw) -> Situation:
     return finish(d, "decode_bound", times, sound, sound, load, wishes=wishes)
 
 
-def prefix_off(d: Draw, engine: EngineKind | None = None) -> Situation:
-    engine, times = engine or any_engine(d), physics(d)
+def prefix_off(d: Draw) -> Situation:
+    """Not for TGI: neither its pages nor its flags tell of prefix caching."""
+    engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
     shared = d.whole(512, 3000)
     prompt = Lengths.uniform(shared + 16, shared + d.whole(32, 250))
     load = replace(
@@ -461,7 +461,7 @@ def healthy(d: Draw) -> Situation:
         shared = d.whole(256, 1500)
         load = replace(load, prompt=Lengths.uniform(shared + 16, shared + 200), shared_prefix_tokens=shared, prefixes=d.pick(1, 4))
     sound = sound_flags(d, engine, longest(load))
-    return finish(d, "healthy", times, sound, sound, load, wishes=wished(d, engine) if d.chance(0.7) else ())
+    return finish(d, "healthy", times, sound, sound, load, wishes=wished(d) if d.chance(0.7) else ())
 
 
 def idle(d: Draw) -> Situation:
@@ -470,7 +470,7 @@ def idle(d: Draw) -> Situation:
     rate = 0.0 if d.chance(0.5) else d.between(0.02, 0.1)
     load = open_(prompt, output, rate)
     sound = sound_flags(d, engine, longest(load))
-    return finish(d, "idle", times, sound, sound, load, duration=d.pick(60.0, 120.0, 400.0), wishes=wished(d, engine, (2.0, 4.0)))
+    return finish(d, "idle", times, sound, sound, load, duration=d.pick(60.0, 120.0, 400.0), wishes=wished(d, (2.0, 4.0)))
 
 
 Maker = Callable[[Draw], Situation]

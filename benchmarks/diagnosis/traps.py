@@ -32,19 +32,20 @@ from benchmarks.diagnosis.situations import (
 )
 from perf_service.models.analysis import Analysis, Cause, Severity, Verdict
 from perf_service.models.metrics import Engine
+from perf_service.simulator.flags import EngineKind
 from perf_service.simulator.workload import Lengths
 
 _LOUD = (Verdict.TUNE, Verdict.SCALE, Verdict.RESTART, Verdict.ROLL_BACK_UPGRADE)
 _CAPACITY = {Cause.DECODE_BOUND, Cause.PREFILL_COMPUTE, Cause.OVERLOAD}
 
 
-def _calm_load(d: Draw, level: tuple[float, float] = (0.2, 0.5), engine: str | None = None) -> Situation:
+def _calm_load(d: Draw, level: tuple[float, float] = (0.2, 0.5), engine: EngineKind | None = None) -> Situation:
     """A healthy engine with enough requests, and objectives with room."""
     name, times = engine or any_engine(d), physics(d)
     prompt, output = chat(d)
     load = open_(prompt, output, capacity(times, closed(prompt, output, 1), 16) * d.between(*level))
     sound = sound_flags(d, name, longest(load))
-    return finish(d, "healthy", times, sound, sound, load, wishes=wished(d, name, (1.6, 3.0), (1.6, 2.5)))
+    return finish(d, "healthy", times, sound, sound, load, wishes=wished(d, (1.6, 3.0), (1.6, 2.5)))
 
 
 def _trap(s: Situation, name: str, value: float = 0.0) -> Situation:
@@ -71,7 +72,7 @@ def kv_full(d: Draw) -> Situation:
     sound = sound_flags(d, engine, longest(load))
     need = clients * 16 * (-(-longest(load) // 16) + 1)
     flags = kv_flags(sound, need * d.rng.uniform(1.0, 1.04))
-    s = finish(d, "", times, flags, sound, load, wishes=wished(d, engine, (1.6, 3.0), (1.6, 2.5)))
+    s = finish(d, "", times, flags, sound, load, wishes=wished(d, (1.6, 3.0), (1.6, 2.5)))
     return _trap(s, "kv_full")
 
 
@@ -92,7 +93,7 @@ def load_step(d: Draw) -> Situation:
     s = _calm_load(d, (0.12, 0.2))
     level = (s.workload.rate or 0.0) * d.between(2.2, 3.0)
     wishes = tuple(replace(w, ratio=w.ratio * 1.6) for w in s.wishes)
-    return _trap(replace(s, workload=replace(s.workload, steps=((s.duration / 2, level),)), wishes=wishes), "load_step")
+    return _trap(replace(s, workload=replace(s.workload, steps=((round(s.duration / 2), level),)), wishes=wishes), "load_step")
 
 
 def load_surge(d: Draw) -> Situation:
@@ -101,7 +102,7 @@ def load_surge(d: Draw) -> Situation:
     while s.workload.concurrency is None:
         s = batch_limit(d)
     few = max(1, s.flags.max_num_seqs // 2)
-    steps = ((s.duration * 0.5, float(s.workload.concurrency)),)
+    steps = ((round(s.duration / 2), float(s.workload.concurrency)),)
     return _trap(replace(s, workload=replace(s.workload, concurrency=few, steps=steps)), "load_surge")
 
 
@@ -111,7 +112,7 @@ def client_limited(d: Draw) -> Situation:
     prompt, output = chat(d)
     load = closed(prompt, output, d.pick(1, 1, 2))
     sound = sound_flags(d, engine, longest(load))
-    s = finish(d, "", times, sound, sound, load, wishes=wished(d, engine, (1.6, 3.0), (1.6, 2.5)))
+    s = finish(d, "", times, sound, sound, load, wishes=wished(d, (1.6, 3.0), (1.6, 2.5)))
     return _trap(s, "client_limited", d.between(1.6, 4.0))
 
 
@@ -166,7 +167,7 @@ def noise(d: Draw) -> Situation:
     output = Lengths.lognormal(d.between(30, 100), 1.0, 1, 1500)
     load = open_(prompt, output, capacity(times, closed(prompt, output, 1), 16) * d.between(0.25, 0.45))
     sound = sound_flags(d, engine, longest(load))
-    return _trap(finish(d, "", times, sound, sound, load, wishes=wished(d, engine, (2.0, 4.0), (1.8, 2.5))), "noise")
+    return _trap(finish(d, "", times, sound, sound, load, wishes=wished(d, (2.0, 4.0), (1.8, 2.5))), "noise")
 
 
 TRAPS: tuple[tuple[Maker, int], ...] = tuple(
@@ -251,7 +252,9 @@ Check = Callable[[Analysis, Label], bool]
 CHECKS: dict[str, Check] = {
     "restart": lambda a, _: calm(a),
     # Where a page tells nothing of the process (TGI, SGLang's multiprocess pages), frozen pages and a frozen engine look alike.
-    "stale": lambda a, _: calm(a) or (a.engine is Engine.TGI and cause_of(a) is Cause.ENGINE_HANG),
+    "stale": lambda a, label: (
+        calm(a) or cause_of(a) in label.accepted or (a.engine is not Engine.VLLM and cause_of(a) is Cause.ENGINE_HANG)
+    ),
     "kv_full": lambda a, _: calm(a),
     "unshared": _no_prefix_blamed,
     "load_step": lambda a, _: calm(a),

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Run by vllm-doctor's own interpreter: reads runs as JSON lines, answers each with vllm-doctor's findings in its own order.
 
 Only the way to the data is replaced: its probes, rules, thresholds and order are its own. A query of its Prometheus mode is
