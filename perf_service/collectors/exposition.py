@@ -24,8 +24,8 @@ __all__ = ["UNKNOWN", "Bind", "ExpositionParser", "MalformedLine", "Page", "Seri
 
 DEFAULT_MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """A vLLM page is about 50 kB and a 16-rank SGLang page below 2 MB; more than this is not a metrics page."""
-DEFAULT_MAX_SERIES: Final = 200_000
-"""Of all series on a page, also those that nobody wants."""
+DEFAULT_MAX_SERIES: Final = 100_000
+"""Wanted ones, and four times as many lines of any kind. An SGLang page of 64 ranks has about 40,000."""
 DEFAULT_MAX_REMEMBERED: Final = 65_536
 """Spellings of series remembered from page to page; about a thousand per engine server of one make."""
 MAX_LINE_BYTES: Final = 65_536
@@ -55,6 +55,7 @@ def _keep_all(name: str, labels: Mapping[str, str]) -> object:
 
 
 _IGNORED: Final = Series("", {}, None)
+_COMMENT: Final = Series("#", {}, None)
 
 
 class ExpositionParser:
@@ -80,6 +81,11 @@ class ExpositionParser:
         self._by_identity: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
         self._last: dict[str, tuple[int, Layout | None]] = {}
         self._layouts: WeakValueDictionary[int, Layout] = WeakValueDictionary()
+
+    @property
+    def remembered(self) -> int:
+        """How many spellings of series are remembered, those on layouts included."""
+        return len(self._by_prefix) + sum(len(layout.series) for layout in self._layouts.values())
 
     def parse(self, body: bytes | str, key: str = "") -> Page:
         """Read one page. `key` names the target whose page it is, so that the page is looked for where its last one was.
@@ -113,7 +119,7 @@ class ExpositionParser:
         types: dict[str, str] = {}
         page.types = types
         prefixes = []
-        ignored = _IGNORED
+        ignored, comment = _IGNORED, _COMMENT
         for number, line in enumerate(lines, 1):
             prefix, _, text = line.rpartition(b" ")
             prefixes.append(prefix)
@@ -121,18 +127,22 @@ class ExpositionParser:
             if series is None:
                 self._read_new(page, samples, types, number, line)
                 continue
-            if series is ignored:
+            if series is comment:
                 continue
             if series.is_type_line:
-                types[series.name] = text.strip().decode("utf-8", "replace")
+                if kind := text.strip():
+                    types[series.name] = kind.decode("utf-8", "replace")
                 continue
             try:
                 value = float(text)
             except ValueError:
-                _report(page, number, line)
+                self._read_new(page, samples, types, number, line)
                 continue
             if b"_" in text:
+                # Python's spelling of long numbers, which neither text format has.
                 _report(page, number, line)
+                continue
+            if series is ignored:
                 continue
             if series in samples:
                 page.duplicates.append(series)
@@ -182,7 +192,7 @@ class ExpositionParser:
         return Layout(lines, spelled, wanted, tuple(page.series), page.types, page.unknown_names, page.has_eof)
 
     def _read_new(self, page: Page, samples: dict[Series, float], types: dict[str, str], number: int, line: bytes) -> None:
-        """Read a line whose prefix was not met before; remember the prefix when the value is all that follows it."""
+        """Read a line that is not a remembered prefix and a number; remember the prefix when the value is all that follows it."""
         stripped = line.strip()
         if not stripped:
             return
@@ -205,7 +215,6 @@ class ExpositionParser:
             _report(page, number, line)
             return
         if any(b"_" in field for field in fields):
-            # Python's spelling of long numbers, which neither text format has.
             _report(page, number, line)
             return
         series = self._by_prefix.get(text)
@@ -217,7 +226,9 @@ class ExpositionParser:
             self._remember(text, series)
         if len(fields) == 1 and rest.strip() == fields[0]:
             # Also under the spelling with its leading white space, so that an indented page is fast as well.
-            self._remember(line.rpartition(b" ")[0], series)
+            spelled, _, value_text = line.rpartition(b" ")
+            if value_text.strip() == fields[0]:
+                self._remember(spelled, series)
         if series is _IGNORED:
             return
         if series in samples:
@@ -235,10 +246,10 @@ class ExpositionParser:
             name = words[2].decode("utf-8", "replace").strip('"')
             types[name] = words[3].decode("utf-8", "replace")
             prefix = line.rpartition(b" ")[0]
-            if prefix.endswith(words[2]):
+            if prefix.split() == words[:3]:
                 self._remember(prefix, Series(name, {}, None, is_type_line=True))
-        elif len(words) > 2 and words[1] == b"HELP":
-            self._remember(line.rpartition(b" ")[0], _IGNORED)
+        elif len(words) > 3 and words[1] == b"HELP":
+            self._remember(line.rpartition(b" ")[0], _COMMENT)
 
     def _intern(self, text: bytes) -> Series | None:
         parsed = parse_series(text)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 from typing import Final
 
-from perf_service.collectors.dialects.base import Part, Slot
+from perf_service.collectors.dialects.base import LARGEST_VALUE, Part, Slot
 from perf_service.models.metrics import DataIssue, Hist, Histogram, IssueCode, IssueLevel
 
 _TOLERANCE: Final = 1e-6
@@ -36,8 +36,8 @@ class HistogramReader:
                     "it says nothing and is left out.",
                 )
                 continue
-            if not 0.0 <= value < math.inf:
-                code = IssueCode.NEGATIVE_COUNTER if -math.inf < value < 0.0 else IssueCode.NOT_FINITE
+            if not 0.0 <= value < LARGEST_VALUE:
+                code = IssueCode.NEGATIVE_COUNTER if -LARGEST_VALUE < value < 0.0 else IssueCode.NOT_FINITE
                 self._note(code, f"{self._name}_{slot.part.value} is {value:g}, which cannot be; it is left out.")
                 return None
             if slot.origin != origin:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final
 
 from perf_service.collectors.series_syntax import Series
 
 MAX_LAYOUT_LINES: Final = 50_000
 """Longest page that is remembered whole: three times a 16-rank SGLang page."""
-
-Pick = Callable[[Sequence[bytes]], tuple[bytes, ...]]
 
 
 class Layout:
@@ -70,7 +68,7 @@ class Layout:
         line_feeds = len(lines) - 1
         self._constant_bytes = line_feeds + sum(map(len, self._prefixes)) + sum(map(len, self._comments))
 
-    def values(self, data: bytes) -> list[float] | None:
+    def values(self, data: bytes) -> tuple[float, ...] | None:
         """The values of `series` on a page that has this layout; None where it does not, or where a value is not a number."""
         lines = data.split(b"\n")
         if len(lines) != self.line_count or self._pick_comments(lines) != self._comments:
@@ -79,17 +77,16 @@ class Layout:
         # A line with another prefix stays whole, and so does not let the lengths add up.
         if sum(map(len, texts)) + self._constant_bytes != len(data):
             return None
-        wanted = self._pick_wanted(texts)
-        if b"_" in b" ".join(wanted):
+        if b"_" in b" ".join(texts):
             # Python's spelling of long numbers, which neither text format has.
             return None
         try:
-            return list(map(float, wanted))
+            return self._pick_wanted(tuple(map(float, texts)))
         except ValueError:
             return None
 
 
-def _picker(indexes: Sequence[int]) -> Pick:
+def _picker(indexes: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """A function that takes the items at `indexes`, always as a tuple (`itemgetter` gives a lone item bare)."""
     if not indexes:
         return lambda items: ()

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf, isfinite
+from math import inf
 from operator import itemgetter, le
 
-from perf_service.collectors.dialects.base import Binding, Dialect, Part, Rule, Slot, group_of
+from perf_service.collectors.dialects.base import LARGEST_INTEGER, MAX_TEXT_CHARS, Binding, Dialect, Part, Rule, Slot, group_of
 from perf_service.collectors.series_syntax import Series
 from perf_service.models.config import EngineConfig, KnobValue, Source
 from perf_service.models.metrics import Counter, Gauge, Hist, Histogram
@@ -41,7 +41,7 @@ class Plan:
             if binding.info is not None or binding.facts or binding.is_start:
                 self.special.append((binding, position))
             elif not self.model_name:
-                self.model_name = binding.model_name
+                self.model_name = binding.model_name[:MAX_TEXT_CHARS]
         self.scalars: list[tuple[Rule, Gauge | Counter, tuple[Origins, ...]]] = []
         self.histograms: list[tuple[Rule, Hist, tuple[Spelling, ...]]] = []
         for index, rule in enumerate(dialect.rules):
@@ -77,7 +77,7 @@ def _told(dialect: Dialect, special: Iterable[tuple[Binding, float]]) -> Told:
     capacity = 0.0
     start: float | None = None
     for binding, value in special:
-        if not isfinite(value):
+        if not abs(value) <= LARGEST_INTEGER:
             continue
         if binding.is_start:
             start = max(value, start or value)

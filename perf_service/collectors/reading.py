@@ -8,7 +8,7 @@ from itertools import repeat
 from operator import le
 
 from perf_service.collectors.dialects import dialect_of
-from perf_service.collectors.dialects.base import Dialect, Merge, Rule
+from perf_service.collectors.dialects.base import LARGEST_VALUE, Dialect, Merge, Rule
 from perf_service.collectors.exposition import Page
 from perf_service.collectors.histograms import HistogramReader
 from perf_service.collectors.plan import Origins, Plan, Spelling, added_up
@@ -35,7 +35,7 @@ class Reading:
         self.model_name = plan.model_name
         self.own_series = plan.own_series
         # Nearly always true, and then no value needs to be looked at on its own.
-        self._is_sound = all(map(le, repeat(0.0), values)) and math.inf not in values
+        self._is_sound = all(map(le, repeat(0.0), values)) and max(values, default=0.0) < LARGEST_VALUE
         told = plan.told(dialect, values)
         self.config, self.process_start_time = told.config, told.process_start_time
         for rule, target, spellings in plan.scalars:
@@ -81,10 +81,10 @@ class Reading:
 
     def _accepts(self, rule: Rule, value: float) -> bool:
         # Of gauges only vLLM's V0 hit rate is ever negative, and means "off".
-        if 0.0 <= value < math.inf:
+        if 0.0 <= value < LARGEST_VALUE:
             return True
         level = IssueLevel.WARNING if isinstance(rule.target, Counter) else IssueLevel.INFO
-        if math.isfinite(value):
+        if -LARGEST_VALUE < value < 0.0:
             code, text = IssueCode.NEGATIVE_COUNTER, f"{rule.names[0]} is {value:g}, which cannot be; it is left out."
         else:
             code, text = IssueCode.NOT_FINITE, f"{rule.names[0]} is {value}; it is left out."

@@ -66,11 +66,11 @@ def parse_series(text: bytes) -> tuple[str, dict[str, str]] | None:
             if match is None:
                 return None
             bare, quoted, value, _ = match.groups()
-            if value is None:
-                # Prometheus 3 spells a name with unusual characters as the first, valueless entry.
-                if not quoted or name:
+            if value is None or bare == b"__name__":
+                # Prometheus 3 spells a name with unusual characters as a valueless entry.
+                if name or not (named := quoted if value is None else value):
                     return None
-                name = quoted
+                name = named
             else:
                 label = _decode(bare if bare is not None else quoted)
                 if label in labels:

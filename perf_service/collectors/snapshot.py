@@ -9,6 +9,7 @@ from perf_service.collectors.dialects import detect_engine, dialect_of
 from perf_service.collectors.dialects.base import Dialect
 from perf_service.collectors.exposition import (
     DEFAULT_MAX_BODY_BYTES,
+    DEFAULT_MAX_REMEMBERED,
     DEFAULT_MAX_SERIES,
     ExpositionParser,
     Page,
@@ -19,6 +20,7 @@ from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel, Snapshot
 
 _LISTED_NAMES: Final = 20
+_LISTED_NAME_CHARS: Final = 100
 
 
 class SnapshotBuilder:
@@ -33,10 +35,18 @@ class SnapshotBuilder:
         *,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         max_series: int = DEFAULT_MAX_SERIES,
+        max_remembered: int = DEFAULT_MAX_REMEMBERED,
     ) -> None:
         self.engine = engine
         self._dialect = dialect_of(engine)
-        self._parser = ExpositionParser(self._dialect.bind, max_body_bytes=max_body_bytes, max_series=max_series)
+        self._parser = ExpositionParser(
+            self._dialect.bind, max_body_bytes=max_body_bytes, max_series=max_series, max_remembered=max_remembered
+        )
+
+    @property
+    def remembered(self) -> int:
+        """How many spellings of series are remembered from earlier pages."""
+        return self._parser.remembered
 
     def build(
         self,
@@ -78,7 +88,7 @@ class SnapshotBuilder:
             process_start_time=reading.process_start_time,
             endpoint=endpoint,
             derived=tuple(dict.fromkeys(reading.derived)),
-            quality=DataQuality(tuple(dict.fromkeys(issues)), known),
+            quality=DataQuality(_once(issues), known),
         )
 
 
@@ -173,7 +183,15 @@ def _missing(dialect: Dialect, reading: Reading) -> list[DataIssue]:
     return issues
 
 
+def _once(issues: Iterable[DataIssue]) -> tuple[DataIssue, ...]:
+    """The first issue of each kind and metric: a page of ten thousand odd values is told of once."""
+    first: dict[tuple[IssueCode, str], DataIssue] = {}
+    for issue in issues:
+        first.setdefault((issue.code, issue.metric), issue)
+    return tuple(first.values())
+
+
 def _listed(names: Iterable[str]) -> str:
-    listed = list(names)
+    listed = [name if len(name) <= _LISTED_NAME_CHARS else f"{name[:_LISTED_NAME_CHARS]}..." for name in names]
     more = f" and {len(listed) - _LISTED_NAMES} more" if len(listed) > _LISTED_NAMES else ""
     return ", ".join(listed[:_LISTED_NAMES]) + more

@@ -35,6 +35,12 @@ class Part(Enum):
 
 
 MAX_SPELLINGS: Final = 8
+LARGEST_VALUE: Final = 1e280
+"""What is larger is no measurement: left out like an infinite one, so that no sum or product of values is infinite."""
+LARGEST_INTEGER: Final = 2.0**53
+"""Up to here a float holds every integer; a larger configuration value is not believed."""
+MAX_TEXT_CHARS: Final = 512
+"""Longest configuration value or model name (a path at most) that is kept."""
 
 LabelTest = tuple[str, frozenset[str], bool]
 """Label name, values, and whether the label must (True) or must not (False) have one of them."""
@@ -234,17 +240,19 @@ def _passes(tests: tuple[LabelTest, ...], labels: Mapping[str, str]) -> bool:
 
 def _bound(text: str) -> float | None:
     try:
-        return float(text)
+        bound = float(text)
     except ValueError:
         return None
+    return bound if bound > -LARGEST_VALUE else None
 
 
 def as_int(text: str) -> KnobValue | None:
     """An integer as an info label spells it, None for "None" and anything else."""
     try:
-        return int(float(text))
-    except (ValueError, OverflowError):
+        value = float(text)
+    except ValueError:
         return None
+    return int(value) if abs(value) <= LARGEST_INTEGER else None
 
 
 def as_float(text: str) -> KnobValue | None:
@@ -253,7 +261,7 @@ def as_float(text: str) -> KnobValue | None:
         value = float(text)
     except ValueError:
         return None
-    return value if value == value and abs(value) != float("inf") else None
+    return value if abs(value) <= LARGEST_VALUE else None
 
 
 def as_bool(text: str) -> KnobValue | None:
@@ -262,5 +270,5 @@ def as_bool(text: str) -> KnobValue | None:
 
 
 def as_text(text: str) -> KnobValue | None:
-    """The text itself, None for "None" and the empty string."""
-    return None if text in ("", "None", "null") else text
+    """The text itself, None for "None", the empty string, and what is too long to be a flag's value."""
+    return None if text in ("", "None", "null") or len(text) > MAX_TEXT_CHARS else text
