@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,postgres
 LOWEST := .venv-lowest
-BENCHMARKS := parser.py store.py diagnosis.py simulator_reality.py
+BENCHMARKS := parser.py store.py simulator_reality.py
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help alerts demo test unit check fix bench proto breaking test-lowest clean distclean venv
+.PHONY: help alerts demo test unit check fix bench bench-diagnosis proto breaking test-lowest clean distclean venv
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -59,7 +59,12 @@ breaking: $(STAMP) ## the contract must not break against the main branch (or th
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/buf_breaking.sh
 
 bench: $(STAMP) ## every benchmark, short; see benchmarks/README.md
+	@$(BIN)/python -m benchmarks.diagnosis --situations 40 --no-doctor
 	@for program in $(BENCHMARKS); do echo "== $$program"; $(BIN)/python benchmarks/$$program || exit 1; done
+
+SET ?= tuning
+bench-diagnosis: $(STAMP) ## is the right cause named? CAPTURES=folder LABELS=file for other real runs, SET=scoring for unseen situations
+	$(BIN)/python -m benchmarks.diagnosis --set $(SET) $(if $(CAPTURES),--captures $(CAPTURES)) $(if $(LABELS),--labels $(LABELS)) $(BENCH_ARGS)
 
 # Old libraries beside new ones warn of each other: that is not ours to mend.
 test-lowest: ## the unit tests with the lowest versions that pyproject.toml allows
