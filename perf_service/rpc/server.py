@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from perf_service.rpc.interceptors.limits import Limits
 from perf_service.rpc.interceptors.observe import CallMetrics, Observe
 from perf_service.rpc.interceptors.validation import Validation
 from perf_service.rpc.services import add_services
+
+_LAST_MESSAGES_SECONDS = 0.25
+"""For what the last calls answered to leave the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,14 @@ class RpcServer:
         self._health = Health()
         self._admin: Any = None
         limits = services.limits
+        self._limits = Limits(services.lifecycle, max_calls=limits.max_concurrent_calls, max_streams=limits.max_concurrent_streams)
         # Outermost first. Idempotency comes after validation, so that nothing invalid is remembered, and inside the audit, so that a
         # repeat is written down as well.
         interceptors = (
             Observe(CallMetrics(registry)),
             ErrorBoundary(),
             Access(options.token),
-            Limits(services.lifecycle, max_calls=limits.max_concurrent_calls, max_streams=limits.max_concurrent_streams),
+            self._limits,
             Validation(max_message_bytes=limits.max_message_bytes),
             Audit(services.store, clock=services.clock),
             Idempotency(services.store, clock=services.clock),
@@ -79,14 +84,24 @@ class RpcServer:
             self._health.add_to(self._admin)
             _bind(self._admin, f"127.0.0.1:{self._options.admin_port}", None)
             await self._admin.start()
-        await self._health.set_serving(True)
+        self._health.serving()
 
     async def stop(self, grace: float) -> None:
-        """Go down: not serving, nothing new, last messages of the streams, then at most `grace` seconds for the calls that run."""
-        await self._health.set_serving(False)
+        """Go down: not serving, nothing new, last messages of the streams, then at most `grace` seconds for the calls that run.
+
+        Who only holds a connection or a tool's stream (reflection) open is not waited for.
+        """
+        self._health.going_down()
         self._services.lifecycle.drain()
         # Streams end by themselves now; what is left at the end of the grace is cut off by grpc with an error instead of a last message.
-        await self._server.stop(grace if grace > 0 else None)
+        stopping = asyncio.ensure_future(self._server.stop(grace if grace > 0 else None))
+        idle = asyncio.ensure_future(self._limits.idle())
+        await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((stopping,), timeout=_LAST_MESSAGES_SECONDS)
+        idle.cancel()
+        if not stopping.done():
+            await self._server.stop(None)
+        await stopping
         if self._admin is not None:
             await self._admin.stop(None)
 

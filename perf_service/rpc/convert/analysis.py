@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from perf_service.models.analysis import Analysis, Bottleneck, Cause, Evidence, HealthPart, Severity
+from perf_service.models.analysis import Analysis, Bottleneck, Cause, Evidence, HealthPart, HealthStatus, Severity
 from perf_service.rpc.convert import metrics as _metrics
 from perf_service.rpc.convert import slo as _slo
 from perf_service.rpc.convert.mirror import ABSENT, Codec, Mirror, enum_item, timestamp
 from perf_service.v1 import analysis_pb2, analyze_service_pb2
 
-_ = (_metrics, _slo)  # the mirrors below stand on theirs
+_ = _metrics  # the mirrors below stand on its mirrors
 CAUSE = enum_item(Cause, analysis_pb2.Cause.DESCRIPTOR)
+HEALTH_STATUS = enum_item(HealthStatus, analysis_pb2.HealthStatus.DESCRIPTOR)
 _SEVERITY = enum_item(Severity, analysis_pb2.Severity.DESCRIPTOR)
 
 
@@ -39,6 +40,9 @@ def health_report(analysis: Analysis, at: float) -> analyze_service_pb2.HealthRe
         at=timestamp(at),
         verdict=ANALYSIS.to_proto(analysis).verdict,
         summary=analysis.summary,
+        status=HEALTH_STATUS.encode(analysis.health_status),
+        parts=map(HEALTH_PART.to_proto, analysis.health_parts),
+        slo_statuses=map(_slo.SLO_STATUS.to_proto, analysis.slo_statuses),
     )
     if analysis.overall_health_score is not None:
         report.health_score = analysis.overall_health_score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,14 @@ class Limits(Interceptor):
         self._lifecycle = lifecycle
         self._limits = {"calls": max_calls, "streams": max_streams}
         self._running = {"calls": 0, "streams": 0}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no call of the contract is running."""
+        while any(self._running.values()):
+            self._idle.clear()
+            await self._idle.wait()
 
     async def unary(self, method: Method, request: Any, context: Context, proceed: Proceed) -> Any:
         """Count, then go on."""
@@ -52,3 +61,5 @@ class Limits(Interceptor):
             yield
         finally:
             self._running[kind] -= 1
+            if not any(self._running.values()):
+                self._idle.set()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from perf_service.analysis.health_watch import DEFAULT_CONFIRMATIONS, DEFAULT_MARGIN, HealthWatch, Look
+from perf_service.models.analysis import HealthStatus, Verdict
 from perf_service.models.errors import ErrorReason, PerfServiceError
 from perf_service.rpc.context import Services
-from perf_service.rpc.convert.analysis import ANALYSIS, health_report
+from perf_service.rpc.convert.analysis import ANALYSIS, HEALTH_STATUS, health_report
 from perf_service.rpc.convert.mirror import seconds, timestamp
 from perf_service.rpc.convert.slo import targets_of
 from perf_service.rpc.services.streams import Metronome, draining, heartbeat, members
 from perf_service.v1 import analysis_pb2
 from perf_service.v1 import analyze_service_pb2 as pb
 from perf_service.v1 import analyze_service_pb2_grpc as pb_grpc
+from perf_service.workflows.budgets import REUSE_SECONDS
 from perf_service.workflows.pipeline import ANALYZED_SECONDS
-
-_MIN_CHANGE = 5.0
 
 
 class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
@@ -48,21 +50,28 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
         return pb.ListAnalysesResponse(analyses=map(ANALYSIS.to_proto, page.items), next_page_token=page.next_page_token)
 
     async def WatchHealth(self, request: pb.WatchHealthRequest, context: Any) -> AsyncIterator[pb.WatchHealthResponse]:
-        instances = await members(self._s, request)
+        instances, lifecycle = await members(self._s, request), self._s.lifecycle
         interval = request.interval_seconds or min(instance.scrape_interval_seconds for instance in instances)
-        beat, told = Metronome(self._s.heartbeat_seconds), None
-        while not self._s.lifecycle.draining:
-            report = await self._report(request)
-            if told is None or _changed(told, report, request.min_change or _MIN_CHANGE):
-                told = report
-                yield pb.WatchHealthResponse(report=report)
-                beat.reset()
-            elif beat.due():
+        beat = Metronome(self._s.heartbeat_seconds)
+        watch = HealthWatch(margin=request.min_change or DEFAULT_MARGIN, confirmations=request.confirmations or DEFAULT_CONFIRMATIONS)
+        next_look = time.monotonic()
+        while not lifecycle.draining:
+            if time.monotonic() >= next_look:
+                # Read anew at each turn: a reader that was slow gets the present, and costs one message in memory.
+                look = await lifecycle.unless_draining(self._look(request))
+                if look is None:
+                    break
+                next_look = time.monotonic() + interval
+                if watch.feed(look[0]):
+                    look[1].status = HEALTH_STATUS.encode(watch.status)
+                    yield pb.WatchHealthResponse(report=look[1])
+                    beat.reset()
+            if beat.due():
                 yield pb.WatchHealthResponse(heartbeat=heartbeat(self._s))
-            await self._s.lifecycle.pause(min(interval, self._s.heartbeat_seconds))
+            await lifecycle.pause(min(max(0.0, next_look - time.monotonic()), beat.remaining_seconds))
         yield pb.WatchHealthResponse(draining=draining())
 
-    async def _report(self, request: pb.WatchHealthRequest) -> pb.HealthReport:
+    async def _look(self, request: pb.WatchHealthRequest) -> tuple[Look, pb.HealthReport]:
         """The health now. Too little data is an answer, not an error."""
         now = self._s.clock()
         try:
@@ -71,23 +80,23 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
             if not targets and (fleet_id := request.fleet_id or instances[0].fleet_id):
                 targets = (await self._s.store.get_fleet(fleet_id)).slo_targets
             analysis = await self._s.pipeline.analyze_range(
-                instances, fleet_id=request.fleet_id, start=now - ANALYZED_SECONDS, end=now, slo_targets=targets, keep=False
+                instances,
+                fleet_id=request.fleet_id,
+                start=now - ANALYZED_SECONDS,
+                end=now,
+                slo_targets=targets,
+                keep=False,
+                budgets_age_seconds=REUSE_SECONDS,
             )
-            return health_report(analysis, now)
+            return Look.of(analysis), health_report(analysis, now)
         except PerfServiceError as error:
             if error.reason is not ErrorReason.NOT_ENOUGH_DATA:
                 raise
-            return pb.HealthReport(
+            report = pb.HealthReport(
                 instance_id=request.instance_id,
                 fleet_id=request.fleet_id,
                 at=timestamp(now),
                 verdict=analysis_pb2.VERDICT_NOT_ENOUGH_EVIDENCE,
                 summary=error.message,
             )
-
-
-def _changed(before: pb.HealthReport, now: pb.HealthReport, min_change: float) -> bool:
-    """Whether the change is worth telling: a noisy score alone is not."""
-    if (before.verdict, before.cause, before.HasField("health_score")) != (now.verdict, now.cause, now.HasField("health_score")):
-        return True
-    return abs(before.health_score - now.health_score) >= min_change
+            return Look(None, HealthStatus.UNKNOWN, Verdict.NOT_ENOUGH_EVIDENCE), report

@@ -24,6 +24,11 @@ class Metronome:
         """Something was sent."""
         self._last = time.monotonic()
 
+    @property
+    def remaining_seconds(self) -> float:
+        """Until it is time."""
+        return max(0.0, self._last + self._interval - time.monotonic())
+
     def due(self) -> bool:
         """Whether it is time for a heartbeat, which counts as sent."""
         if time.monotonic() - self._last < self._interval:
