@@ -23,6 +23,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from perf_service.collectors.discovering import DiscoveringScrape
 from perf_service.collectors.lean import LeanFetcher
+from perf_service.collectors.prometheus.client import PrometheusClient
+from perf_service.collectors.prometheus.source import EitherSource, PrometheusScrape
 from perf_service.collectors.scheduler import ScrapeScheduler
 from perf_service.collectors.source import DirectScrape, SharedScrape
 from perf_service.collectors.transport import NetworkPolicy
@@ -91,6 +93,7 @@ class App:
         self.lifecycle = Lifecycle()
         self._policy = policy
         self._tasks: list[asyncio.Task[None]] = []
+        self._newest: dict[str, float] = {}
         self._server: RpcServer | None = None
         self._stopped = False
 
@@ -117,7 +120,11 @@ class App:
             compressed=settings.scrape_compressed,
         )
         scrape = DirectScrape(self._fetcher, max_body_bytes=settings.max_page_bytes)
-        source = SharedScrape(DiscoveringScrape(scrape, self._fetcher))
+        self._prometheus = PrometheusClient(settings.scrape_timeout_seconds, policy=self._policy)
+        scraped = PrometheusScrape(self._prometheus, max_body_bytes=settings.max_page_bytes)
+        source = SharedScrape(
+            EitherSource(DiscoveringScrape(scrape, self._fetcher), scraped, discovering=DiscoveringScrape(scraped, self._fetcher))
+        )
         self._targets = TargetPool(state_dir=settings.state_dir, clock=time.time, environment=engine_environment())
         self._supervision = LocalSupervision(
             self._local_fleets,
@@ -128,7 +135,7 @@ class App:
                 "local fleet is not watched over", fleet_id=fleet_id, reason=error.reason.value, error=error.message
             ),
         )
-        self.pipeline = Pipeline(self.store, source=source, clock=time.time, new_id=random_id)
+        self.pipeline = Pipeline(self.store, source=source, history=scraped, clock=time.time, new_id=random_id)
         self.manager = WorkflowManager(
             self.store, pipeline=self.pipeline, targets=self._targets, clock=time.time, lease_ttl_seconds=settings.lease_seconds
         )
@@ -180,6 +187,7 @@ class App:
         await self._supervision.close()
         await self._targets.close()
         await self._fetcher.aclose()
+        await self._prometheus.aclose()
         await self.store.close()
         _log.info("stopped")
 
@@ -254,6 +262,11 @@ class App:
                 return found
 
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
+        if instance.prometheus is not None and snapshot.collected_at is not None:
+            # Asked for more often than Prometheus scrapes, it has nothing new.
+            if self._newest.get(instance.instance_id, 0.0) >= snapshot.collected_at:
+                return
+            self._newest[instance.instance_id] = snapshot.collected_at
         self._buffer.put(replace(snapshot, snapshot_id=ordered_id("snap", time.time())))
 
     def _not_kept(self, lost: int, error: StoreError) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from perf_service.cli.console import Commands, Output, OutputOption
 from perf_service.cli.fleets import _stub
+from perf_service.cli.prometheus import HeaderOption, MatchOption, PrometheusOption, TokenFileOption, source_of
 from perf_service.cli.remote import (
     FleetOption,
     PageSizeOption,
@@ -43,7 +45,9 @@ Etag = Annotated[str, typer.Option("--etag", help="Refuse if the instance has ch
 @instances.command("register")
 def register(
     instance_id: InstanceArgument,
-    endpoint: Annotated[str, typer.Option("--endpoint", help="Base URL or /metrics URL, e.g. http://10.0.0.5:8000.")],
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", help="Base URL or /metrics URL, e.g. http://10.0.0.5:8000. Or --prometheus.", show_default=False)
+    ] = "",
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang or tgi.")] = "vllm",
     fleet: FleetOption = "",
     engine_version: Annotated[str, typer.Option("--engine-version", help="Where the engine does not tell it.")] = "",
@@ -54,16 +58,22 @@ def register(
     memory_gib: Annotated[float, typer.Option("--memory-gib", min=0, help="Memory of one accelerator.")] = 0.0,
     compute_capability: Annotated[str, typer.Option("--compute-capability", help="e.g. 9.0.")] = "",
     scrape_interval: Annotated[float | None, typer.Option("--scrape-interval", min=1, help="Seconds between scrapes.")] = None,
+    prometheus: PrometheusOption = "",
+    match: MatchOption = None,
+    header: HeaderOption = None,
+    token_file: TokenFileOption = None,
     label: Labels = None,
     request_id: RequestIdOption = "",
     server: ServerOption = None,
     timeout: TimeoutOption = 30.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Register an engine server."""
+    """Register an engine server: by its endpoint, or by a Prometheus that scrapes it already."""
     from perf_service.v1 import config_pb2, instance_pb2
     from perf_service.v1 import fleet_service_pb2 as pb
 
+    if not endpoint and not prometheus:
+        raise InvalidArgumentError("give --endpoint URL, or --prometheus URL with --match", field="--endpoint")
     hardware = config_pb2.Hardware(
         accelerator=accelerator, accelerators=accelerators, memory_bytes=int(memory_gib * 2**30), compute_capability=compute_capability
     )
@@ -78,6 +88,7 @@ def register(
         hardware=hardware,
         labels=labels_of(label, option="--label"),
         scrape_interval_seconds=scrape_interval,
+        prometheus=_source(prometheus, match, header, token_file),
     )
     request = pb.RegisterInstanceRequest(instance=instance, request_id=new_request_id(request_id))
     response = call(server, timeout, _stub, "RegisterInstance", request)
@@ -121,6 +132,10 @@ def update(
     model: Annotated[str | None, typer.Option("--model", help="Name of the model it serves.")] = None,
     config: Config = None,
     scrape_interval: Annotated[float | None, typer.Option("--scrape-interval", min=1, help="Seconds between scrapes.")] = None,
+    prometheus: PrometheusOption = "",
+    match: MatchOption = None,
+    header: HeaderOption = None,
+    token_file: TokenFileOption = None,
     label: Labels = None,
     etag: Etag = "",
     request_id: RequestIdOption = "",
@@ -139,6 +154,7 @@ def update(
         "config": config,
         "scrape_interval_seconds": scrape_interval,
         "labels": label,
+        "prometheus": prometheus or None,
     }
     paths = [path for path, value in given.items() if value is not None]
     if not paths:
@@ -151,6 +167,8 @@ def update(
             setattr(instance, path, given[path])
     if config is not None:
         instance.config.CopyFrom(config_of(parse_settings(config, option="--config")))
+    if prometheus:
+        instance.prometheus.CopyFrom(_source(prometheus, match, header, token_file))
     if label is not None:
         instance.labels.clear()
         instance.labels.update(labels_of(label, option="--label"))
@@ -177,6 +195,19 @@ def deregister(
     show(output, response, lambda: f"deregistered {instance_id}")
 
 
+def _source(url: str, match: list[str] | None, header: list[str] | None, token_file: Path | None) -> Any:
+    """The message of a source, None where none is told."""
+    from perf_service.rpc.convert.fleet import PROMETHEUS_SOURCE
+
+    if not url:
+        if match or header or token_file:
+            raise InvalidArgumentError("--match, --header and --token-file go with --prometheus URL", field="--prometheus")
+        return None
+    if not match:
+        raise InvalidArgumentError("--prometheus needs --match, which selects the engine among those that it scrapes", field="--match")
+    return PROMETHEUS_SOURCE.to_proto(source_of(url, match, header, token_file))
+
+
 def _view(items: Any, next_page_token: str = "") -> RenderableType:
     from perf_service.rpc.convert.config import ENGINE_CONFIG
     from perf_service.v1 import engine_pb2
@@ -189,7 +220,7 @@ def _view(items: Any, next_page_token: str = "") -> RenderableType:
             i.instance_id,
             f"{enum_name(engine_pb2.Engine, i.engine, 'ENGINE_')} {i.engine_version}".strip(),
             i.fleet_id,
-            i.endpoint,
+            i.endpoint if not i.HasField("prometheus") else f"{{{i.prometheus.match}}} in {i.prometheus.url}",
             flags(i.config),
         )
         for i in items

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from perf_service.cli.console import Output, OutputOption, WithDefault, out, working
 from perf_service.cli.instances import InstanceArgument
+from perf_service.cli.prometheus import EndOption, RangeOption, StartOption, time_range
 from perf_service.cli.remote import (
     FleetOption,
     PageSizeOption,
@@ -84,6 +87,35 @@ def import_(
         request.collected_at.FromNanoseconds(int(at * 1e9))
     response = call(server, timeout, _stub, "ImportMetrics", request)
     show(output, response, lambda: _view(response.snapshot))
+
+
+@collect.command("backfill")
+def backfill(
+    instance_id: InstanceArgument,
+    range_: RangeOption = "",
+    start: StartOption = "",
+    end: EndOption = "",
+    request_id: RequestIdOption = "",
+    server: ServerOption = None,
+    timeout: TimeoutOption = 120.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Have the server read an instance's past from its Prometheus: the last 10 minutes, or as told. May be repeated."""
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    since, until = time_range(range_, start, end, time.time())
+    request = pb.BackfillMetricsRequest(instance_id=instance_id, request_id=new_request_id(request_id))
+    request.range.start.FromNanoseconds(int(since * 1e9))
+    request.range.end.FromNanoseconds(int(until * 1e9))
+    with working(f"reading the past of {instance_id}"):
+        response = call(server, timeout, _stub, "BackfillMetrics", request)
+
+    def told() -> str:
+        first, last = response.first_collected_at.ToDatetime(UTC), response.last_collected_at.ToDatetime(UTC)
+        line = f"{response.imported} scrapes stored, {response.already_stored} were there: {first:%Y-%m-%d %H:%M:%S} to {last:%H:%M:%S} UTC"
+        return "\n".join([line, *(f"! {issue.message}" for issue in response.quality.issues)])
+
+    show(output, response, told)
 
 
 @collect.command("list")

@@ -142,6 +142,84 @@ class ImportMetricsResponse(_message.Message):
 Global___ImportMetricsResponse: _TypeAlias = ImportMetricsResponse  # noqa: Y015
 
 @_typing.final
+class BackfillMetricsRequest(_message.Message):
+    """Request of BackfillMetrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Which one."""
+    request_id: _builtins.str
+    """Makes a retry safe: the same id with the same body gives the earlier result, with another body REQUEST_ID_REUSED. Use a fresh UUID for
+    each new request. Empty: not idempotent.
+    """
+    @_builtins.property
+    def range(self) -> _time_range_pb2.TimeRange:
+        """Which part of the past, a week at most. Without an end: up to now. Without a start: the 10 minutes before the end."""
+
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        range: _time_range_pb2.TimeRange | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "range", b"range", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillMetricsRequest: _TypeAlias = BackfillMetricsRequest  # noqa: Y015
+
+@_typing.final
+class BackfillMetricsResponse(_message.Message):
+    """Response of BackfillMetrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMPORTED_FIELD_NUMBER: _builtins.int
+    ALREADY_STORED_FIELD_NUMBER: _builtins.int
+    FIRST_COLLECTED_AT_FIELD_NUMBER: _builtins.int
+    LAST_COLLECTED_AT_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    imported: _builtins.int
+    """Snapshots that were stored now."""
+    already_stored: _builtins.int
+    """Snapshots of the range that were stored already."""
+    @_builtins.property
+    def first_collected_at(self) -> _timestamp_pb2.Timestamp:
+        """Time of the first scrape in the range."""
+
+    @_builtins.property
+    def last_collected_at(self) -> _timestamp_pb2.Timestamp:
+        """Time of the last scrape in the range."""
+
+    @_builtins.property
+    def quality(self) -> _snapshot_pb2.DataQuality:
+        """What is wrong with the range: failed scrapes, gaps, warnings of the server."""
+
+    def __init__(
+        self,
+        *,
+        imported: _builtins.int = ...,
+        already_stored: _builtins.int = ...,
+        first_collected_at: _timestamp_pb2.Timestamp | None = ...,
+        last_collected_at: _timestamp_pb2.Timestamp | None = ...,
+        quality: _snapshot_pb2.DataQuality | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_collected_at", b"first_collected_at", "last_collected_at", b"last_collected_at", "quality", b"quality"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_stored", b"already_stored", "first_collected_at", b"first_collected_at", "imported", b"imported", "last_collected_at", b"last_collected_at", "quality", b"quality"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackfillMetricsResponse: _TypeAlias = BackfillMetricsResponse  # noqa: Y015
+
+@_typing.final
 class ListSnapshotsRequest(_message.Message):
     """Request of ListSnapshots."""
 

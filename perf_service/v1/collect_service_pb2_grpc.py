@@ -49,6 +49,11 @@ class CollectServiceStub(object):
                 request_serializer=perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsRequest.SerializeToString,
                 response_deserializer=perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsResponse.FromString,
                 _registered_method=True)
+        self.BackfillMetrics = channel.unary_unary(
+                '/perf_service.v1.CollectService/BackfillMetrics',
+                request_serializer=perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsRequest.SerializeToString,
+                response_deserializer=perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsResponse.FromString,
+                _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/perf_service.v1.CollectService/ListSnapshots',
                 request_serializer=perf__service_dot_v1_dot_collect__service__pb2.ListSnapshotsRequest.SerializeToString,
@@ -82,6 +87,8 @@ class CollectServiceServicer(object):
         - ENDPOINT_TIMEOUT: retry with back-off.
         - ENDPOINT_HTTP_STATUS: check the URL.
         - ENDPOINT_REDIRECTED: register the URL it redirects to.
+        - SERIES_NOT_FOUND: correct the matchers; the message names what there is.
+        - SERIES_AMBIGUOUS: add the label that tells the engines apart.
         - BODY_EMPTY: check that the engine has its metrics on.
         - BODY_NOT_METRICS: check the URL or the file.
         - BODY_TOO_LARGE: check the URL or the file.
@@ -107,6 +114,32 @@ class CollectServiceServicer(object):
         - ENGINE_UNKNOWN: name the engine.
         - ENGINE_MISMATCH: correct the engine or the page.
         - MESSAGE_TOO_LARGE: send less at a time.
+        - REQUEST_ID_REUSED: use a new request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackfillMetrics(self, request, context):
+        """Stores what a Prometheus has of an instance over a range of the past, each scrape with its own time. The instance must be registered with
+        `prometheus`. Scrapes that are stored already are passed over, so it may be repeated and ranges may overlap.
+
+        Idempotent.
+
+        Errors:
+        - INSTANCE_NOT_FOUND: register the instance or correct the id.
+        - SERIES_NOT_FOUND: register it with a Prometheus, or correct the matchers or the range; the message names what there is.
+        - SERIES_AMBIGUOUS: add the label that tells the engines apart.
+        - ENDPOINT_INVALID: correct the URL.
+        - ENDPOINT_FORBIDDEN: ask the operator to allow the network.
+        - ENDPOINT_UNREACHABLE: check the Prometheus, retry with back-off.
+        - ENDPOINT_TIMEOUT: take a shorter range, or retry with back-off.
+        - ENDPOINT_HTTP_STATUS: check the URL, the token and the headers.
+        - ENDPOINT_REDIRECTED: register the URL it redirects to.
+        - BODY_NOT_METRICS: check the URL.
+        - BODY_TOO_LARGE: take a shorter range.
+        - TOO_MANY_SERIES: take a shorter range.
+        - ENGINE_MISMATCH: correct the engine or the matchers.
         - REQUEST_ID_REUSED: use a new request_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -153,6 +186,11 @@ def add_CollectServiceServicer_to_server(servicer, server):
                     servicer.ImportMetrics,
                     request_deserializer=perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsRequest.FromString,
                     response_serializer=perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsResponse.SerializeToString,
+            ),
+            'BackfillMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackfillMetrics,
+                    request_deserializer=perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsRequest.FromString,
+                    response_serializer=perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsResponse.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
@@ -224,6 +262,33 @@ class CollectService(object):
             '/perf_service.v1.CollectService/ImportMetrics',
             perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsRequest.SerializeToString,
             perf__service_dot_v1_dot_collect__service__pb2.ImportMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackfillMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/perf_service.v1.CollectService/BackfillMetrics',
+            perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsRequest.SerializeToString,
+            perf__service_dot_v1_dot_collect__service__pb2.BackfillMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

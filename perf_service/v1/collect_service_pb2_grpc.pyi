@@ -51,6 +51,8 @@ class CollectServiceStub:
      - ENDPOINT_TIMEOUT: retry with back-off.
      - ENDPOINT_HTTP_STATUS: check the URL.
      - ENDPOINT_REDIRECTED: register the URL it redirects to.
+     - SERIES_NOT_FOUND: correct the matchers; the message names what there is.
+     - SERIES_AMBIGUOUS: add the label that tells the engines apart.
      - BODY_EMPTY: check that the engine has its metrics on.
      - BODY_NOT_METRICS: check the URL or the file.
      - BODY_TOO_LARGE: check the URL or the file.
@@ -72,6 +74,28 @@ class CollectServiceStub:
      - ENGINE_UNKNOWN: name the engine.
      - ENGINE_MISMATCH: correct the engine or the page.
      - MESSAGE_TOO_LARGE: send less at a time.
+     - REQUEST_ID_REUSED: use a new request_id.
+    """
+    BackfillMetrics: _grpc.UnaryUnaryMultiCallable[_collect_service_pb2.BackfillMetricsRequest, _collect_service_pb2.BackfillMetricsResponse]
+    """Stores what a Prometheus has of an instance over a range of the past, each scrape with its own time. The instance must be registered with
+    `prometheus`. Scrapes that are stored already are passed over, so it may be repeated and ranges may overlap.
+
+    Idempotent.
+
+    Errors:
+     - INSTANCE_NOT_FOUND: register the instance or correct the id.
+     - SERIES_NOT_FOUND: register it with a Prometheus, or correct the matchers or the range; the message names what there is.
+     - SERIES_AMBIGUOUS: add the label that tells the engines apart.
+     - ENDPOINT_INVALID: correct the URL.
+     - ENDPOINT_FORBIDDEN: ask the operator to allow the network.
+     - ENDPOINT_UNREACHABLE: check the Prometheus, retry with back-off.
+     - ENDPOINT_TIMEOUT: take a shorter range, or retry with back-off.
+     - ENDPOINT_HTTP_STATUS: check the URL, the token and the headers.
+     - ENDPOINT_REDIRECTED: register the URL it redirects to.
+     - BODY_NOT_METRICS: check the URL.
+     - BODY_TOO_LARGE: take a shorter range.
+     - TOO_MANY_SERIES: take a shorter range.
+     - ENGINE_MISMATCH: correct the engine or the matchers.
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_collect_service_pb2.ListSnapshotsRequest, _collect_service_pb2.ListSnapshotsResponse]
@@ -118,6 +142,8 @@ class CollectServiceAsyncStub(CollectServiceStub):
      - ENDPOINT_TIMEOUT: retry with back-off.
      - ENDPOINT_HTTP_STATUS: check the URL.
      - ENDPOINT_REDIRECTED: register the URL it redirects to.
+     - SERIES_NOT_FOUND: correct the matchers; the message names what there is.
+     - SERIES_AMBIGUOUS: add the label that tells the engines apart.
      - BODY_EMPTY: check that the engine has its metrics on.
      - BODY_NOT_METRICS: check the URL or the file.
      - BODY_TOO_LARGE: check the URL or the file.
@@ -139,6 +165,28 @@ class CollectServiceAsyncStub(CollectServiceStub):
      - ENGINE_UNKNOWN: name the engine.
      - ENGINE_MISMATCH: correct the engine or the page.
      - MESSAGE_TOO_LARGE: send less at a time.
+     - REQUEST_ID_REUSED: use a new request_id.
+    """
+    BackfillMetrics: _aio.UnaryUnaryMultiCallable[_collect_service_pb2.BackfillMetricsRequest, _collect_service_pb2.BackfillMetricsResponse]  # type: ignore[assignment]
+    """Stores what a Prometheus has of an instance over a range of the past, each scrape with its own time. The instance must be registered with
+    `prometheus`. Scrapes that are stored already are passed over, so it may be repeated and ranges may overlap.
+
+    Idempotent.
+
+    Errors:
+     - INSTANCE_NOT_FOUND: register the instance or correct the id.
+     - SERIES_NOT_FOUND: register it with a Prometheus, or correct the matchers or the range; the message names what there is.
+     - SERIES_AMBIGUOUS: add the label that tells the engines apart.
+     - ENDPOINT_INVALID: correct the URL.
+     - ENDPOINT_FORBIDDEN: ask the operator to allow the network.
+     - ENDPOINT_UNREACHABLE: check the Prometheus, retry with back-off.
+     - ENDPOINT_TIMEOUT: take a shorter range, or retry with back-off.
+     - ENDPOINT_HTTP_STATUS: check the URL, the token and the headers.
+     - ENDPOINT_REDIRECTED: register the URL it redirects to.
+     - BODY_NOT_METRICS: check the URL.
+     - BODY_TOO_LARGE: take a shorter range.
+     - TOO_MANY_SERIES: take a shorter range.
+     - ENGINE_MISMATCH: correct the engine or the matchers.
      - REQUEST_ID_REUSED: use a new request_id.
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_collect_service_pb2.ListSnapshotsRequest, _collect_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
@@ -188,6 +236,8 @@ class CollectServiceServicer(metaclass=_abc_1.ABCMeta):
          - ENDPOINT_TIMEOUT: retry with back-off.
          - ENDPOINT_HTTP_STATUS: check the URL.
          - ENDPOINT_REDIRECTED: register the URL it redirects to.
+         - SERIES_NOT_FOUND: correct the matchers; the message names what there is.
+         - SERIES_AMBIGUOUS: add the label that tells the engines apart.
          - BODY_EMPTY: check that the engine has its metrics on.
          - BODY_NOT_METRICS: check the URL or the file.
          - BODY_TOO_LARGE: check the URL or the file.
@@ -215,6 +265,34 @@ class CollectServiceServicer(metaclass=_abc_1.ABCMeta):
          - ENGINE_UNKNOWN: name the engine.
          - ENGINE_MISMATCH: correct the engine or the page.
          - MESSAGE_TOO_LARGE: send less at a time.
+         - REQUEST_ID_REUSED: use a new request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def BackfillMetrics(
+        self,
+        request: _collect_service_pb2.BackfillMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collect_service_pb2.BackfillMetricsResponse, _abc.Awaitable[_collect_service_pb2.BackfillMetricsResponse]]:
+        """Stores what a Prometheus has of an instance over a range of the past, each scrape with its own time. The instance must be registered with
+        `prometheus`. Scrapes that are stored already are passed over, so it may be repeated and ranges may overlap.
+
+        Idempotent.
+
+        Errors:
+         - INSTANCE_NOT_FOUND: register the instance or correct the id.
+         - SERIES_NOT_FOUND: register it with a Prometheus, or correct the matchers or the range; the message names what there is.
+         - SERIES_AMBIGUOUS: add the label that tells the engines apart.
+         - ENDPOINT_INVALID: correct the URL.
+         - ENDPOINT_FORBIDDEN: ask the operator to allow the network.
+         - ENDPOINT_UNREACHABLE: check the Prometheus, retry with back-off.
+         - ENDPOINT_TIMEOUT: take a shorter range, or retry with back-off.
+         - ENDPOINT_HTTP_STATUS: check the URL, the token and the headers.
+         - ENDPOINT_REDIRECTED: register the URL it redirects to.
+         - BODY_NOT_METRICS: check the URL.
+         - BODY_TOO_LARGE: take a shorter range.
+         - TOO_MANY_SERIES: take a shorter range.
+         - ENGINE_MISMATCH: correct the engine or the matchers.
          - REQUEST_ID_REUSED: use a new request_id.
         """
 

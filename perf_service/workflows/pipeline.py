@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.collectors.dialects import detect_engine
@@ -29,6 +30,8 @@ ANALYZED_SECONDS = 300.0
 """Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
 PLAN_LIFETIME_SECONDS = 86_400.0
 """A plan stands on what was measured; after a day the workload is another."""
+_BACKFILL_BATCH = 100
+_BACKFILL_STORED = 10_000
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")
 
 
@@ -53,6 +56,24 @@ def implied_instance(instance_id: str, engine: Engine) -> Instance:
     return Instance(instance_id, engine, endpoint if "://" in endpoint else f"http://{endpoint}")
 
 
+class HistorySource(Protocol):
+    """Something that has the past of an instance."""
+
+    async def history(self, instance: Instance, start: float, end: float) -> Sequence[Snapshot]:
+        """Its snapshots between two unix times, oldest first. Raises CollectError, InvalidArgumentError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """What an import of history brought."""
+
+    imported: int
+    already_stored: int
+    first: Snapshot
+    last: Snapshot
+
+
 class Pipeline:
     """Use cases over a `Store`, shared by the workflow manager and the rpc floor. Raises PerfServiceError only."""
 
@@ -61,6 +82,7 @@ class Pipeline:
         store: Store,
         *,
         source: MetricsSource,
+        history: HistorySource | None = None,
         clock: Callable[[], float],
         new_id: Callable[[str], str],
         analysis: AnalysisEngine | None = None,
@@ -69,6 +91,7 @@ class Pipeline:
     ) -> None:
         self.store = store
         self._source = source
+        self._past = history
         self._clock = clock
         self._new_id = new_id
         self._analysis = analysis or AnalysisEngine()
@@ -85,7 +108,39 @@ class Pipeline:
 
     async def collect_from(self, instance: Instance) -> Snapshot:
         """Scrape this instance now and keep the snapshot. Raises CollectError."""
-        return await self._keep(await self._source.snapshot(instance, self._clock()))
+        snapshot = await self._source.snapshot(instance, self._clock())
+        if instance.prometheus is not None and snapshot.collected_at is not None:
+            # Its time is that of the scrape: asked again before the next one, it is the same.
+            stored = await self.store.snapshots_between(instance.instance_id, snapshot.collected_at, snapshot.collected_at, limit=1)
+            if stored:
+                return stored[0]
+        return await self._keep(snapshot)
+
+    async def backfill(self, instance_id: str, start: float, end: float) -> Backfill:
+        """Keep what a Prometheus has of an instance between two unix times. Repeating it adds nothing.
+
+        Raises INSTANCE_NOT_FOUND; INVALID_ARGUMENT for a range that is empty or too long; CollectError SERIES_NOT_FOUND where the
+        instance has no Prometheus or that has nothing in the range, and as `collect`.
+        """
+        instance = await self.store.get_instance(instance_id)
+        if instance.prometheus is None or self._past is None:
+            raise CollectError(
+                ErrorReason.SERIES_NOT_FOUND,
+                f"instance {instance_id!r} is not registered with a Prometheus, so there is no history to read: register it with one, or "
+                "import saved pages",
+                {"instance_id": instance_id},
+            )
+        found = await self._past.history(instance, start, end)
+        imported = 0
+        for index in range(0, len(found), _BACKFILL_BATCH):
+            group = found[index : index + _BACKFILL_BATCH]
+            first, last = group[0].collected_at or start, group[-1].collected_at or end
+            stored = await self.store.snapshots_between(instance_id, first, last, limit=_BACKFILL_STORED)
+            known = {snapshot.collected_at for snapshot in stored}
+            fresh = [replace(s, snapshot_id=self._new_id("snap")) for s in group if s.collected_at not in known]
+            await self.store.add_snapshots(fresh)
+            imported += len(fresh)
+        return Backfill(imported, len(found) - imported, found[0], found[-1])
 
     async def import_page(
         self, instance_id: str, page: bytes, *, engine: Engine | None = None, collected_at: float | None = None

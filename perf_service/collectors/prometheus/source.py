@@ -36,6 +36,7 @@ _FIRST_RANGE_SECONDS: Final = 60.0
 _RANGE_INTERVALS: Final = 2.5
 _SETTLING_SECONDS: Final = 10.0
 """A scrape that is younger than this and smaller than the one before may still be arriving (remote write has no transactions)."""
+_NO_ANSWER: Final = (ErrorReason.ENDPOINT_TIMEOUT, ErrorReason.ENDPOINT_UNREACHABLE, ErrorReason.ENDPOINT_HTTP_STATUS)
 _ALIVE_INTERVALS: Final = 4.0
 _FRESH_RATIO: Final = 0.5
 
@@ -63,6 +64,7 @@ class _Group:
     task: asyncio.Task[None] | None = None
     range_seconds: float = _FIRST_RANGE_SECONDS
     most: int = ENGINES_PER_QUERY
+    failure: _Reading | None = None  # why the server could not be asked at all
 
 
 class PrometheusScrape:
@@ -160,6 +162,8 @@ class PrometheusScrape:
             known = group.readings.get(value)
             if known is not None and now - known.at <= oldest:
                 return known
+            if group.failure is not None and now - group.failure.at <= oldest:
+                return group.failure  # who waited for a server that hangs does not wait again, each in its turn
             if group.task is None or group.task.done():
                 group.task = asyncio.create_task(self._read(group, self._together(group, value, now), now))
             # Shielded: one caller's cancellation is not the others'.
@@ -183,6 +187,7 @@ class PrometheusScrape:
 
     async def _read(self, group: _Group, values: Sequence[str], now: float) -> None:
         """Ask for these members and keep what is said of each; an error is what is said of all of them."""
+        group.failure = None
         try:
             found, warnings = await self._ask(group, values, group.range_seconds, now)
             # Without two scrapes the interval is not known, and so not whether the one is old.
@@ -198,6 +203,8 @@ class PrometheusScrape:
                 return
             for value in values:
                 group.readings[value] = _Reading(now, error=error)
+            if error.reason in _NO_ANSWER:
+                group.failure = _Reading(now, error=error)
             return
         except Exception as error:
             for value in values:

@@ -7,14 +7,15 @@ from typing import Any
 
 from perf_service.models.metrics import Engine
 from perf_service.rpc.context import Services
-from perf_service.rpc.convert.metrics import SNAPSHOT
-from perf_service.rpc.convert.mirror import ABSENT, enum_item, seconds
+from perf_service.rpc.convert.metrics import DATA_QUALITY, SNAPSHOT
+from perf_service.rpc.convert.mirror import ABSENT, enum_item, seconds, timestamp
 from perf_service.rpc.services.streams import Metronome, draining, heartbeat, instance_ids
 from perf_service.v1 import collect_service_pb2 as pb
 from perf_service.v1 import collect_service_pb2_grpc as pb_grpc
 from perf_service.v1 import engine_pb2
 
 _ENGINE = enum_item(Engine, engine_pb2.Engine.DESCRIPTOR)
+_BACKFILL_SECONDS = 600.0
 _BATCH = 100
 """Snapshots of one instance that a slow reader may lag behind before it is taken to the newest."""
 
@@ -37,6 +38,16 @@ class CollectServicer(pb_grpc.CollectServiceServicer):
             collected_at=seconds(request.collected_at) if request.HasField("collected_at") else None,
         )
         return pb.ImportMetricsResponse(snapshot=SNAPSHOT.to_proto(snapshot))
+
+    async def BackfillMetrics(self, request: pb.BackfillMetricsRequest, context: Any) -> pb.BackfillMetricsResponse:
+        end = seconds(request.range.end) if request.range.HasField("end") else self._s.clock()
+        start = seconds(request.range.start) if request.range.HasField("start") else end - _BACKFILL_SECONDS
+        done = await self._s.pipeline.backfill(request.instance_id, start, end)
+        response = pb.BackfillMetricsResponse(imported=done.imported, already_stored=done.already_stored)
+        response.first_collected_at.CopyFrom(timestamp(done.first.collected_at or start))
+        response.last_collected_at.CopyFrom(timestamp(done.last.collected_at or end))
+        response.quality.CopyFrom(DATA_QUALITY.to_proto(done.last.quality))
+        return response
 
     async def ListSnapshots(self, request: pb.ListSnapshotsRequest, context: Any) -> pb.ListSnapshotsResponse:
         page = await self._s.store.list_snapshots(

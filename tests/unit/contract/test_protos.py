@@ -25,7 +25,7 @@ OWN = [file for file in FILES if file is not externalscaler_pb2]
 EXPECTED = {
     "FleetService": "CreateFleet GetFleet ListFleets UpdateFleet DeleteFleet RegisterInstance GetInstance ListInstances UpdateInstance "
     "DeregisterInstance",
-    "CollectService": "CollectMetrics ImportMetrics ListSnapshots WatchMetrics",
+    "CollectService": "CollectMetrics ImportMetrics BackfillMetrics ListSnapshots WatchMetrics",
     "AnalyzeService": "Analyze GetAnalysis ListAnalyses WatchHealth",
     "OptimizeService": "CreatePlan GetPlan ListPlans Predict ListKnobs GetTrackRecord",
     "WorkflowService": "StartWorkflow GetWorkflow ListWorkflows WatchWorkflow ApproveWorkflow RejectWorkflow PauseWorkflow ResumeWorkflow "
