@@ -11,6 +11,7 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.harms import harms, throughput_missed
+from perf_service.analysis.sentences import sentence
 from perf_service.models.analysis import (
     Bottleneck,
     BottleneckType,
@@ -110,7 +111,7 @@ def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bo
     return Bottleneck(
         type=explain.CAUSE_TYPES[cause] if named else _PHASE_TYPES[harm.phase],
         severity=level,
-        description=_describe(cause, harm, top if named else None),
+        description=sentence(cause, facts, harm.phase),
         metric_name=metric,
         current_value=value,
         threshold_value=limit,
@@ -159,15 +160,6 @@ def _headline(harm: Harm, top: Candidate | None, statuses: Sequence[SLOStatus], 
         return status.metric_name, status.current_value or 0.0, status.target_value
     first = pool[0] if pool else None
     return (first.metric, first.value, 0.0) if first else ("waiting_requests", facts.waiting_mean, t.WAITING_GAUGE_MIN.value)
-
-
-def _describe(cause: Cause, harm: Harm, top: Candidate | None) -> str:
-    texts = [e.text for e in (*(top.evidence if top else ()), *harm.evidence) if e.role is EvidenceRole.FOR]
-    title = explain.TITLES[cause]
-    if cause is Cause.UNKNOWN:
-        names = {phase.QUEUE: "Requests wait", phase.PREFILL: "The first token is late", phase.DECODE: "Tokens come slowly"}
-        title = names.get(harm.phase, "The first token is late") + ", and the data do not name the cause"
-    return f"{title}. " + " ".join(dict.fromkeys(texts[:4])) if texts else f"{title}."
 
 
 def _symptoms(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bottleneck]) -> list[Bottleneck]:

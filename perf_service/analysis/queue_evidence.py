@@ -8,9 +8,11 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import compact, fact
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.queue_weights import budget_smallness
+from perf_service.analysis.sentences import together, waiting_text
 from perf_service.analysis.steps import chunks
 from perf_service.models.analysis import Evidence
 from perf_service.models.metrics import Engine
+from perf_service.models.units import number, percent, seconds
 
 
 def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
@@ -18,9 +20,9 @@ def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
     share, waiting = facts.queue_share, facts.waiting_mean
     found: list[Evidence] = []
     if waiting > 0 or (facts.waiting is not None and share is None):
-        found.append(fact(facts, "waiting_requests", "mean", waiting, f"{waiting:.1f} requests wait on average.", unit="requests"))
+        found.append(fact(facts, "waiting_requests", "mean", waiting, f"{waiting_text(facts)}.", unit="requests"))
     if share is not None:
-        text = f"{share:.0%} of the time to the first token is spent in the queue ({facts.queue:.2f} s)."
+        text = f"{percent(share)} of the time to the first token is spent in the queue ({seconds(facts.queue)})."
         found.append(fact(facts, "queue_seconds", "share", share, text, threshold=t.QUEUE_SHARE_MIN.value, unit="ratio"))
     return tuple(found)
 
@@ -35,11 +37,11 @@ def kv_evidence(facts: Facts) -> tuple[Evidence, ...]:
         limit = t.PREEMPTIONS_PER_REQUEST.value * facts.finished if per_request is not None else None
         found.append(fact(facts, "preemptions", "delta", count, text, threshold=limit, against=count <= 0))
     if peak is not None:
-        text = f"KV cache use peaks at {peak:.1%}."
+        text = f"KV cache use peaks at {percent(peak)}."
         against = peak < t.KV_FREE_MAX.value
         found.append(fact(facts, "kv_cache_usage_ratio", "max", peak, text, threshold=t.KV_FULL.value, unit="ratio", against=against))
     if need is not None:
-        text = f"By Little's law the running requests need {need:.0%} of the KV cache on average."
+        text = f"The running requests need {percent(need)} of the KV cache on average, by their number and length (Little's law)."
         limit = t.KV_NEED_FULL.value
         found.append(fact(facts, "kv_need_ratio", "mean", need, text, threshold=limit, unit="ratio", against=need < 0.5))
     return tuple(found)
@@ -93,8 +95,8 @@ def saturation_evidence(facts: Facts) -> tuple[Evidence, ...]:
     occupancy, limit = facts.prefill_occupancy, t.PREFILL_SATURATED.value
     if occupancy is None:
         return ()
-    busy = "while others wait: prefill is a busy server." if occupancy >= limit else "- prefill is not what they wait for."
-    text = f"On average {occupancy:.2f} requests are in prefill {busy}"
+    text = f"{number(occupancy)} prompts are in prefill at a time{together(facts)}: "
+    text += "prefill is never idle while others wait." if occupancy >= limit else "prefill is not what the others wait for."
     return (fact(facts, "prefill_occupancy", "mean", occupancy, text, threshold=limit, unit="requests", against=occupancy < limit),)
 
 
@@ -110,17 +112,17 @@ def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
     if pinning is not None:
         against = pinning.tightness < 0.5
         if pinning.counted:
-            text = f"While others wait, {pinning.limit:.0f} run, the maximum, in {pinning.share:.0%} of {pinning.scrapes} scrapes."
+            text = f"While others wait, {pinning.limit:.0f} run, the maximum, at {percent(pinning.share)} of {pinning.scrapes} scrapes."
         else:
             text = f"{pinning.mean:.1f} requests run on average and {pinning.limit:.0f} at most, over {pinning.scrapes} scrapes."
         value, n = pinning.share if pinning.counted else pinning.tightness, pinning.scrapes
         found.append(fact(facts, "running_requests", "share", value, text, threshold=0.8, unit="ratio", samples=n, against=against))
     elif facts.running_mean is not None:
-        text = f"{facts.running_mean:.1f} requests run on average while {facts.waiting_mean:.1f} wait."
+        text = f"{number(facts.running_mean)} requests run on average while {number(facts.waiting_mean)} wait{together(facts)}."
         found.append(fact(facts, "running_requests", "mean", facts.running_mean, text, unit="requests"))
     if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0:
         free = peak < t.KV_FREE_MAX.value
-        text = f"KV cache is free: its use peaks at {peak:.1%}." if free else f"KV cache use peaks at {peak:.1%}."
+        text = f"KV cache is free: its use peaks at {percent(peak)}." if free else f"KV cache use peaks at {percent(peak)}."
         found.append(fact(facts, "kv_cache_usage_ratio", "max", peak, text, threshold=t.KV_FREE_MAX.value, unit="ratio", against=not free))
     return tuple(found)
 
@@ -130,5 +132,5 @@ def deferred_evidence(facts: Facts) -> tuple[Evidence, ...]:
     share = facts.deferred_share
     if share is None:
         return ()
-    text = f"{share:.0%} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
+    text = f"{percent(share)} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
     return (fact(facts, "waiting_deferred_requests", "share", share, text, threshold=0.5, unit="ratio", against=share < 0.5),)

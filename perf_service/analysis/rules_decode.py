@@ -6,8 +6,10 @@ from perf_service.analysis import queue_evidence, queue_weights
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.sentences import together
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Hist
+from perf_service.models.units import number, percent, seconds
 
 FIXED_COST_TOKENS = 100.0
 """A step's fixed cost in prompt tokens of the same cost: 40 (small model, CPU) to some hundreds (8B model, H100)."""
@@ -85,18 +87,31 @@ def decode_evidence(facts: Facts) -> tuple[Evidence, ...]:
     share = facts.decode / whole if facts.decode is not None and whole else None
     return compact(
         (
-            fact(facts, "itl_seconds", "mean", facts.itl, f"A token takes {facts.itl * 1000:.0f} ms on average.", unit="s")
+            fact(facts, "itl_seconds", "mean", facts.itl, f"A token takes {seconds(facts.itl)} on average.", unit="s")
             if facts.itl is not None
             else None,
             fact(
-                facts, "itl_seconds", "p50", middle.value, f"The median is {middle.value * 1000:.0f} ms.", unit="s", samples=middle.samples
+                facts,
+                "itl_seconds",
+                "p50",
+                middle.value,
+                f"The median time between tokens is {seconds(middle.value)}.",
+                unit="s",
+                samples=middle.samples,
             )
             if middle is not None
             else None,
-            fact(facts, "running_requests", "mean", running, f"{running:.1f} requests decode together on average.", unit="requests")
+            fact(
+                facts,
+                "running_requests",
+                "mean",
+                running,
+                f"{number(running)} requests decode together on average{together(facts)}.",
+                unit="requests",
+            )
             if running is not None
             else None,
-            fact(facts, "decode_seconds", "share", share, f"Decoding is {share:.0%} of the whole latency.", unit="ratio")
+            fact(facts, "decode_seconds", "share", share, f"Decoding is {percent(share)} of the whole latency.", unit="ratio")
             if share is not None
             else None,
         )

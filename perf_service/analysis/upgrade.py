@@ -29,12 +29,12 @@ def _compared(before: Window, after: Window, old: str, new: str) -> Bottleneck |
     enough = min(before.count(Hist.E2E_SECONDS), after.count(Hist.E2E_SECONDS)) >= t.REQUESTS_CERTAIN.value
     if not was or not now or not enough or now < t.REGRESSION_RATIO.value * was or not _same_load(before, after):
         return None
-    text = f"A token takes {now * 1000:.0f} ms with {new} and took {was * 1000:.0f} ms with {old}, at the same load and flags."
+    text = f"a token takes {now * 1000:.0f} ms with {new} and took {was * 1000:.0f} ms with {old}, at the same load and flags."
     samples = after.count(Hist.ITL_SECONDS)
     return Bottleneck(
         type=CAUSE_TYPES[Cause.UPGRADE_REGRESSION],
         severity=Severity.MEDIUM,
-        description=f"{TITLES[Cause.UPGRADE_REGRESSION]}. {text}",
+        description=f"{TITLES[Cause.UPGRADE_REGRESSION]}: {text}",
         metric_name="itl",
         current_value=now,
         threshold_value=was,
@@ -42,7 +42,7 @@ def _compared(before: Window, after: Window, old: str, new: str) -> Bottleneck |
         cause=Cause.UPGRADE_REGRESSION,
         verdict=Verdict.ROLL_BACK_UPGRADE,
         confidence_ratio=0.8,
-        evidence=(Evidence("itl_seconds", "mean", now, text, was, "s", samples, after.duration_seconds),),
+        evidence=(Evidence("itl_seconds", "mean", now, f"{text[0].upper()}{text[1:]}", was, "s", samples, after.duration_seconds),),
     )
 
 
