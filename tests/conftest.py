@@ -1,0 +1,23 @@
+"""Keeps the start and the end of a run cheap."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+# What collection makes (modules, tests) lives to the end: looking at it for garbage again and again is a tenth of a unit run.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The summary of Hypothesis would import all of it, also where no test has used it."""
+    plugins = session.config.pluginmanager
+    if "hypothesis" not in sys.modules and plugins.has_plugin("hypothesispytest"):
+        plugins.unregister(name="hypothesispytest")
