@@ -57,17 +57,19 @@ class SnapshotBuilder:
         endpoint: str = "",
         config: EngineConfig | None = None,
         engine_version: str = "",
+        content_type: str = "",
     ) -> Snapshot:
         """The typed content of a page. `collected_at` is unix seconds, None where a saved page's time is unknown.
 
-        `config` holds what is known from elsewhere; it wins over what the page tells.
+        `config` holds what is known from elsewhere; it wins over what the page tells. Both text formats are read alike; a
+        `content_type` of OpenMetrics makes a page without `# EOF` one that was cut.
 
         Raises:
             CollectError: BODY_TOO_LARGE or TOO_MANY_SERIES when the page exceeds the limits.
         """
         page = self._parser.parse(body, instance_id)
         reading = Reading(self._dialect, page)
-        issues = [*_page_issues(page), *reading.issues]
+        issues = [*_page_issues(page, _is_openmetrics(content_type)), *reading.issues]
         known = len(reading.gauges) + len(reading.counters) + len(reading.histograms)
         if not reading.own_series:
             issues.insert(0, _nothing_known(self.engine, body))
@@ -101,6 +103,7 @@ def snapshot_of(
     endpoint: str = "",
     config: EngineConfig | None = None,
     engine_version: str = "",
+    content_type: str = "",
     strict: bool = False,
 ) -> Snapshot:
     """One page's snapshot, for callers without a series of pages. `engine` None detects it from the page.
@@ -119,7 +122,7 @@ def snapshot_of(
                 "Check that it is the engine's /metrics page and that metrics are on (SGLang needs --enable-metrics).",
             )
     snapshot = SnapshotBuilder(engine).build(
-        body, instance_id, collected_at, endpoint=endpoint, config=config, engine_version=engine_version
+        body, instance_id, collected_at, endpoint=endpoint, config=config, engine_version=engine_version, content_type=content_type
     )
     if strict:
         require_engine(snapshot)
@@ -139,7 +142,11 @@ def require_engine(snapshot: Snapshot) -> None:
             raise CollectError(ErrorReason.BODY_NOT_METRICS, issue.message, {"engine": snapshot.engine.value})
 
 
-def _page_issues(page: Page) -> list[DataIssue]:
+def _is_openmetrics(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/openmetrics-text"
+
+
+def _page_issues(page: Page, is_openmetrics: bool) -> list[DataIssue]:
     issues = []
     if page.malformed_count:
         lines = "; ".join(f"line {entry.number}: {entry.text!r}" for entry in page.malformed_lines)
@@ -148,7 +155,10 @@ def _page_issues(page: Page) -> list[DataIssue]:
     if page.is_truncated:
         text = "The page ends in the middle of a line: it was cut, and metrics at its end are missing."
         issues.append(DataIssue(IssueCode.TRUNCATED, IssueLevel.WARNING, text))
-    elif page.is_unterminated and page.types:
+    elif is_openmetrics and not page.has_eof:
+        text = "The page is OpenMetrics and does not end with # EOF: it was cut, and metrics at its end are missing."
+        issues.append(DataIssue(IssueCode.TRUNCATED, IssueLevel.WARNING, text))
+    elif page.is_unterminated and page.types and not page.has_eof:
         text = "The page does not end with a line feed: its last value may be cut."
         issues.append(DataIssue(IssueCode.TRUNCATED, IssueLevel.INFO, text))
     if page.duplicates:
