@@ -42,11 +42,14 @@ RULES = {
 class Rig:
     """What there is to test against."""
 
-    def __init__(self, prometheus: PrometheusServer, targets: dict[str, RecordedTarget], engines: dict[str, str], load: Any) -> None:
+    def __init__(
+        self, prometheus: PrometheusServer, targets: dict[str, RecordedTarget], engines: dict[str, str], began: float, ended: float
+    ) -> None:
         self.prometheus = prometheus
         self.targets = targets
         self.engines = engines  # base URLs of the simulated ones
-        self.load = load
+        self.began = began  # unix seconds; the load lies inside
+        self.ended = ended
 
     def source(self, match: str) -> PrometheusSource:
         return PrometheusSource(self.prometheus.url, match)
@@ -78,6 +81,7 @@ def rig(folder: Path) -> Iterator[Rig]:
         targets["flaky"] = RecordedTarget(saved(FIXTURES / "captures/h_restart", failing=FAILING))
         for target in targets.values():
             stack.callback(target.close)
+        began = time.time()
         rules = folder / "rules.yml"
         folder.mkdir(parents=True, exist_ok=True)
         rules.write_text(json.dumps(RULES))
@@ -94,7 +98,7 @@ def rig(folder: Path) -> Iterator[Rig]:
         ended = time.time()
         for job in HOLDS:
             prometheus.wait_until(f'timestamp(up{{job="{job}"}}) > {ended + 1:.3f}')
-        yield Rig(prometheus, targets, engines, said)
+        yield Rig(prometheus, targets, engines, began, time.time())
 
 
 def _jobs(targets: dict[str, RecordedTarget]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +21,10 @@ from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import Instance, PrometheusSource
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, IssueCode, Snapshot
 from perf_service.models.window import Window
-from tests.support.prometheus_rig import ENGINES, FAILING, HOLDS, SAVED, Rig, rig
+from tests.support.prometheus_rig import ENGINES, FAILING, HOLDS, SAVED, Rig
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 SAME = ("gauges", "counters", "histograms", "ranks", "config", "model_name", "process_start_time", "derived")
-
-
-@pytest.fixture(scope="session")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("prometheus")) as found:
-        yield found
 
 
 class CountingClient(PrometheusClient):
@@ -57,8 +51,8 @@ def instance(scraped: Rig, match: str, job: str = "vllm", **more: Any) -> Instan
 
 
 async def history(client: PrometheusClient, scraped: Rig, job: str) -> list[Snapshot]:
-    now = time.time()
-    return await PrometheusScrape(client).history(instance(scraped, (HOLDS | SAVED)[job], job), now - 120, now)
+    told = instance(scraped, (HOLDS | SAVED)[job], job)
+    return await PrometheusScrape(client).history(told, scraped.began, scraped.ended)
 
 
 @pytest.mark.parametrize("job", [*HOLDS, *SAVED])
@@ -135,11 +129,11 @@ async def test_steps_say_the_same_where_raw_samples_are_refused(scraped: Rig) ->
                 raise CollectError(ErrorReason.INVALID_ARGUMENT, "range selectors are not allowed here")
             return await super().query(source, expression, at)
 
-    now = time.time()
+    span = scraped.began, scraped.ended
     async with Refusing() as refusing, PrometheusClient() as usual:
         for job in ("vllm", "flaky"):
-            stepped, _ = await read_history(refusing, scraped.source(HOLDS.get(job) or SAVED[job]), now - 100, now)
-            raw, _ = await read_history(usual, scraped.source(HOLDS.get(job) or SAVED[job]), now - 100, now)
+            stepped, _ = await read_history(refusing, scraped.source(HOLDS.get(job) or SAVED[job]), *span)
+            raw, _ = await read_history(usual, scraped.source(HOLDS.get(job) or SAVED[job]), *span)
             one, other = only_target(stepped, scraped.source("")), only_target(raw, scraped.source(""))
             assert one.failed == other.failed
             # A step shows one scrape at most, and two may lie within one.
