@@ -73,7 +73,7 @@ class Settings:
     watch_poll_seconds: Annotated[float, Field(gt=0, le=60, description="How often WatchMetrics looks for new snapshots.")] = 1.0
     drain_seconds: Annotated[float, Field(ge=0, le=600, description="Time for running calls to end when the server stops.")] = 10.0
     scrape: Annotated[bool, Field(description="Scrape registered instances in the background.")] = True
-    scrape_concurrency: Annotated[int, Field(ge=1, le=10_000, description="Scrapes at a time.")] = 256
+    scrape_concurrency: Annotated[int, Field(ge=1, le=10_000, description="Scrapes at a time; one that hangs holds its place.")] = 1024
     scrape_timeout_seconds: Annotated[float, Field(gt=0, le=600, description="Time for one scrape.")] = 10.0
     scrape_compressed: Annotated[
         bool, Field(description="Ask engines for packed pages: a tenth of the traffic, for more CPU on both sides.")

@@ -68,6 +68,7 @@ def serve(
 
 async def _serve(settings: Settings) -> None:
     from perf_service.app import build_app
+    from perf_service.cli.process import settle
 
     app = build_app(settings)
     stop = asyncio.Event()
@@ -75,6 +76,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await app.start()
+    settle()
     try:
         # Whoever started us may wait for this line: with port 0 it alone tells the port.
         print(json.dumps({"event": "listening", "address": f"{settings.host}:{app.port}", "port": app.port}), flush=True)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from perf_service.models.errors import StoreError
 from perf_service.models.metrics import Snapshot
 
-LINGER_SECONDS: Final = 0.25
+LINGER_SECONDS: Final = 0.5
 """How long a snapshot waits for company. A commit is forced to the disk: at hundreds of scrapes a second, one each would be its limit."""
 _GROUP: Final = 100
 """Snapshots of one transaction; about 10 ms of work."""
