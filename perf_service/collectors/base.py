@@ -93,7 +93,15 @@ class BaseCollector:
         else:
             async with self._new_fetcher() as fetcher:
                 page = await fetcher.fetch(endpoint, check_body=False)
-        return self._builder.build(page.body, instance_id, self._clock(), endpoint=endpoint, config=config, engine_version=engine_version)
+        return self._builder.build(
+            page.body,
+            instance_id,
+            self._clock(),
+            endpoint=endpoint,
+            config=config,
+            engine_version=engine_version,
+            content_type=page.content_type,
+        )
 
     def _new_fetcher(self) -> Fetcher:
         return Fetcher(self.timeout, max_body_bytes=self._max_body_bytes, policy=self._policy)

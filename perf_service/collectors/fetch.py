@@ -19,7 +19,10 @@ from perf_service.models.errors import CollectError, ErrorReason
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
-ACCEPT: Final = "text/plain;version=0.0.4;q=0.9,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"
+ACCEPT: Final = "text/plain;version=0.0.4,*/*;q=0.1"
+"""The text format, and not OpenMetrics at a lower quality: prometheus_client, which vLLM and SGLang serve their page with, sends
+OpenMetrics as soon as it is named, whatever its quality (0.26, `choose_encoder`), with `_created` series that nobody reads and with
+`vllm_` for `vllm:`. A server that has nothing else may send it; both formats are read."""
 _HTML: Final = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 

@@ -54,6 +54,7 @@ class DirectScrape:
             endpoint=instance.endpoint,
             config=instance.config,
             engine_version=instance.engine_version,
+            content_type=page.content_type,
         )
         require_engine(snapshot)
         return snapshot

@@ -149,7 +149,7 @@ def openmetrics_page(value: float) -> str:
     Info("build", "d", registry=registry).info({"version": "1"})
     Enum("mode", "d", registry=registry, states=["a", "b"]).state("b")
     registry.register(_Extra())
-    text: bytes = generate_latest(registry)
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
     return text.decode()
 
 
