@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from perf_service.collectors.fleet_window import fleet_window
 from perf_service.models.config import EngineConfig
-from perf_service.models.metrics import Hist
+from perf_service.models.metrics import Engine, Hist
 from perf_service.models.plan import Calibration, Direction, Estimate, PredictedEffect, Prediction
 from perf_service.optimization.predictor import Limits, Predictor, Request, StepCost, fit, read_workload, steady
 from perf_service.optimization.predictor.estimates import interval, weighted_quantile
@@ -178,3 +178,34 @@ def test_intervals_hold_their_value(pairs: list[tuple[float, float]], error: flo
     wider = interval(pairs, error + 0.5)
     assert wider is not None
     assert wider.high >= made.high
+
+
+def test_a_limit_out_of_reach_changes_nothing() -> None:
+    _, _, effects = forecast("a_healthy", {"max_num_seqs": 64, "max_num_batched_tokens": 2048}, {"max_num_seqs": 128})
+    assert all(e.direction is Direction.UNCHANGED for e in effects.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"gpu_memory_utilization": 0.95}, "depends on the weights"),
+        ({"watermark": 0.02}, "watermark avoids"),
+        ({"watermark": 0.02, "stream_interval": 2}, "stream_interval"),
+    ],
+)
+def test_softer_cures_of_a_full_cache_are_predicted_with_what_they_assume(changes: dict[str, Any], note: str) -> None:
+    _, prediction, effects = forecast("c_kv_bad_r2", {"max_num_seqs": 64, "gpu_memory_utilization": 0.9}, changes)
+    assert any(note in n for n in prediction.notes)
+    ratio = effects["throughput_tokens_per_second"].ratio
+    assert 0.9 < ratio.value < 1.3, "a little more room is no cure"
+    assert prediction.calibration is Calibration.EXTRAPOLATED
+
+
+@pytest.mark.parametrize(("value", "direction"), [(0.3, Direction.IMPROVES), (1.3, None)])
+def test_conservativeness_of_sglang(value: float, direction: Direction | None) -> None:
+    window = replace(overall("b_queue_bad_r2"), engine=Engine.SGLANG)
+    _, prediction, effects = Predictor().predict(window, EngineConfig(), {"schedule_conservativeness": value})
+    by_metric = {e.metric: e for e in effects}
+    assert any("conservativeness" in n for n in prediction.notes)
+    if direction:
+        assert by_metric["throughput_tokens_per_second"].direction is direction

@@ -12,39 +12,39 @@ from perf_service.models.plan import KnobType
 from perf_service.optimization.catalogue import KnobCatalogue, capability, find_conflicts, in_bracket, kv_capacity_tokens, release
 
 CATALOGUE = KnobCatalogue.load()
-ENTRIES = [(engine, entry) for engine in Engine for entry in CATALOGUE.entries(engine)]
 H100 = Hardware("H100-SXM", 1, 80 << 30, "9.0")
 A100 = Hardware("A100-SXM80", 1, 80 << 30, "8.0")
 
 
-@pytest.mark.parametrize(("engine", "entry"), ENTRIES, ids=[f"{e.value}-{k.knob.name}" for e, k in ENTRIES])
-def test_every_knob_is_well_formed(engine, entry) -> None:  # type: ignore[no-untyped-def]
-    knob = entry.knob
-    assert knob.engine is engine
-    assert knob.description
-    assert not knob.description.endswith(".")
-    assert entry.env_only or knob.flag.startswith("--")
-    assert knob.env or not entry.env_only
-    assert knob.default or entry.env_only
-    assert (knob.type is KnobType.ENUM) == bool(entry.brackets)
-    if knob.type is KnobType.BOOL:
-        assert knob.minimum is None
-        assert knob.maximum is None
-    if knob.minimum is not None and knob.maximum is not None:
-        assert knob.minimum < knob.maximum
-    if knob.since and knob.removed:
-        assert (release(knob.since) or ()) < (release(knob.removed) or ())
-    for rule in entry.defaults:
-        assert CATALOGUE.parse(engine, knob.name, rule.value) == rule.value
-    for need in entry.needs:
-        assert capability(need.min_compute_capability)
-        assert set(need.values) <= set(entry.choices(""))
-    for other in knob.conflicts:
-        assert CATALOGUE.get(engine, other) is not None
-    for alias in entry.aliases:
-        assert CATALOGUE.resolve(engine, alias) == knob.name
-    if knob.tunable:
-        assert knob.trades, "what may be proposed says what it trades"
+@pytest.mark.parametrize("engine", Engine)
+def test_every_knob_is_well_formed(engine: Engine) -> None:
+    for entry in CATALOGUE.entries(engine):
+        knob = entry.knob
+        assert knob.engine is engine, knob.name
+        assert knob.description, knob.name
+        assert not knob.description.endswith("."), knob.name
+        assert entry.env_only or knob.flag.startswith("--"), knob.name
+        assert knob.env or not entry.env_only, knob.name
+        assert knob.default or entry.env_only, knob.name
+        assert (knob.type is KnobType.ENUM) == bool(entry.brackets), knob.name
+        if knob.type is KnobType.BOOL:
+            assert knob.minimum is None, knob.name
+            assert knob.maximum is None, knob.name
+        if knob.minimum is not None and knob.maximum is not None:
+            assert knob.minimum < knob.maximum, knob.name
+        if knob.since and knob.removed:
+            assert (release(knob.since) or ()) < (release(knob.removed) or ()), knob.name
+        for rule in entry.defaults:
+            assert CATALOGUE.parse(engine, knob.name, rule.value) == rule.value
+        for need in entry.needs:
+            assert capability(need.min_compute_capability), knob.name
+            assert set(need.values) <= set(entry.choices("")), knob.name
+        for other in knob.conflicts:
+            assert CATALOGUE.get(engine, other) is not None
+        for alias in entry.aliases:
+            assert CATALOGUE.resolve(engine, alias) == knob.name
+        if knob.tunable:
+            assert knob.trades, f"{knob.name}: what may be proposed says what it trades"
 
 
 def test_brackets_of_choices_leave_no_version_without() -> None:

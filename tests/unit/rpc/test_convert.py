@@ -42,11 +42,11 @@ NOUNS: list[tuple[Mirror[Any, Any], type[Any]]] = [
 
 
 @pytest.mark.parametrize(("mirror", "kind"), NOUNS, ids=[kind.__name__ for _, kind in NOUNS])
-@pytest.mark.parametrize("seed", range(12))
-def test_a_model_comes_back_as_it_went_over_the_wire(mirror: Mirror[Any, Any], kind: type[Any], seed: int) -> None:
-    value = model(kind, random.Random(seed))
-    wire = mirror.to_proto(value).SerializeToString()
-    assert mirror.from_proto(mirror.message.FromString(wire)) == value
+def test_a_model_comes_back_as_it_went_over_the_wire(mirror: Mirror[Any, Any], kind: type[Any]) -> None:
+    for seed in range(8):
+        value = model(kind, random.Random(seed))
+        wire = mirror.to_proto(value).SerializeToString()
+        assert mirror.from_proto(mirror.message.FromString(wire)) == value, seed
 
 
 @pytest.mark.parametrize("kind", list(EventKind))
