@@ -84,9 +84,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             failed = ours.ask(do="stats")["failed"]
             memory = {"perf-service": ours.rss_bytes(), "prometheus": theirs.rss_bytes()}
     each = {}
-    print(
-        f"{options.replicas} replicas every {options.interval:g} s for {options.seconds:g} s, {hello['page_bytes']} bytes a page, {failed} failed"
-    )
+    size = hello["page_bytes"]
+    print(f"{options.replicas} replicas every {options.interval:g} s for {options.seconds:g} s, {size} bytes a page, {failed} failed")
     for client, used in cpu.items():
         done = ended[client] - begun[client]
         each[client] = used / done * 1e3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from perf_service.collectors.exposition import body_too_large
@@ -47,7 +48,8 @@ class ResponseReader:
         self._body = bytearray()
         self._length = 0
         self._chunked = False
-        self._state = self._head
+        # Not bound: a reader in a cycle with itself would keep its body until the garbage collector comes by.
+        self._state: Callable[[ResponseReader, bytes], bool] = ResponseReader._head
         self._seen = False
 
     @property
@@ -61,11 +63,11 @@ class ResponseReader:
         Raises BadResponseError, and CollectError BODY_TOO_LARGE as soon as the body is seen to exceed the limit.
         """
         self._seen = True
-        return self._state(data)
+        return self._state(self, data)
 
     def end(self) -> None:
         """The peer has closed. Returns where that completes the response, else raises BadResponseError."""
-        if self._state != self._until_close:
+        if self._state is not ResponseReader._until_close:
             raise BadResponseError("the connection was closed in the middle of the answer" if self._seen else "the connection was closed")
         self.body = bytes(self._body)
 
@@ -112,11 +114,11 @@ class ResponseReader:
             if coding.lower() != "chunked":
                 raise BadResponseError(f"its transfer coding {coding[:40]!r} is not known")
             self.keeps_alive = self.keeps_alive and length is None
-            self._state = self._chunk_line
+            self._state = ResponseReader._chunk_line
             return self._chunk_line(rest)
         if length is None:
             self.keeps_alive = False
-            self._state = self._until_close
+            self._state = ResponseReader._until_close
             return self._until_close(rest)
         sizes = {text.strip() for text in length.split(",")}
         if len(sizes) != 1 or _DIGITS.match(size := sizes.pop()) is None:
@@ -124,7 +126,7 @@ class ResponseReader:
         self._length = int(size)
         if self._length > self._limit:
             raise body_too_large(self._limit)
-        self._state = self._counted
+        self._state = ResponseReader._counted
         return self._counted(rest)
 
     def _counted(self, data: bytes) -> bool:
@@ -150,7 +152,7 @@ class ResponseReader:
             if end < 0:
                 if len(buffer) > _MAX_CHUNK_LINE_BYTES:
                     raise BadResponseError("a chunk's size is longer than it can be")
-                self._state = self._chunk_line
+                self._state = ResponseReader._chunk_line
                 return False
             match = _CHUNK_SIZE.match(buffer[:end])
             if match is None:
@@ -158,10 +160,10 @@ class ResponseReader:
             del buffer[: end + 1]
             self._length = int(match[1], 16)
             if self._length == 0:
-                self._state = self._trailer
+                self._state = ResponseReader._trailer
                 return self._trailer(b"")
             if not self._take_chunk():
-                self._state = self._chunk
+                self._state = ResponseReader._chunk
                 return False
 
     def _chunk(self, data: bytes) -> bool:
@@ -208,7 +210,7 @@ class ResponseReader:
         self.body = body
         # Bytes that belong to no answer of ours: where the next one begins can't be known any more.
         self.keeps_alive = self.keeps_alive and not rest
-        self._state = self._after
+        self._state = ResponseReader._after
         return True
 
     def _after(self, data: bytes) -> bool:
