@@ -1,0 +1,76 @@
+"""Options of commands that read a Prometheus: times as people write them, and the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perf_service.cli.main import run
+from perf_service.cli.prometheus import parse_duration, parse_time, source_of, time_range
+from perf_service.models.errors import InvalidArgumentError
+
+NOW = 1_777_777_777.0
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10m", 600.0), ("1h30m", 5400.0), ("90s", 90.0), ("1.5h", 5400.0), ("2d", 172_800.0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text, option="--range") == seconds
+    assert parse_time(f"-{text}", NOW, option="--start") == NOW - seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "10 minutes", "0s"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        parse_duration(text, option="--range")
+
+
+def test_times() -> None:
+    assert parse_time("now", NOW, option="--end") == NOW
+    assert parse_time("1777000000.5", NOW, option="--end") == 1_777_000_000.5
+    same = {parse_time(text, NOW, option="--end") for text in ("2026-05-01T12:00:00Z", "2026-05-01 12:00", "2026-05-01T14:00:00+02:00")}
+    assert same == {1_777_636_800.0}
+    with pytest.raises(InvalidArgumentError):
+        parse_time("yesterday", NOW, option="--end")
+
+
+def test_ranges() -> None:
+    assert time_range("", "", "", NOW) == (NOW - 600, NOW)
+    assert time_range("1h", "", "-1h", NOW) == (NOW - 7200, NOW - 3600)
+    assert time_range("", "-30m", "-10m", NOW) == (NOW - 1800, NOW - 600)
+    for wrong in (("1h", "-1h", ""), ("", "-10m", "-20m")):
+        with pytest.raises(InvalidArgumentError):
+            time_range(*wrong, NOW)
+
+
+def test_a_source_takes_its_secrets_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERF_SERVICE_PROMETHEUS_TOKEN", "of the environment")
+    file = tmp_path / "token"
+    file.write_text("of the file\n")
+    assert source_of("http://p", ['{a="1"}', 'b="2"'], ["X-Scope-OrgID: team"]).match == 'a="1",b="2"'
+    assert source_of("http://p", None).bearer_token == "of the environment"
+    assert source_of("http://p", None, None, file).bearer_token == "of the file"
+    for header in ("no colon", ": x", "X:"):
+        with pytest.raises(InvalidArgumentError):
+            source_of("http://p", None, [header])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["doctor"], "give PAGE"),
+        (["doctor", "--match", 'a="b"'], "go with --prometheus"),
+        (["doctor", "page", "--prometheus", "http://p"], "not both"),
+        (["doctor", "--prometheus", "http://p", "--match", "a=b"], "are no matchers"),
+        (["doctor", "--prometheus", "http://p", "--range", "soon"], "no duration"),
+        (["doctor", "--prometheus", "http://p", "--token-file", "/nowhere"], "cannot be read"),
+        (["instances", "register", "i"], "--endpoint URL, or --prometheus"),
+        (["instances", "register", "i", "--prometheus", "http://p"], "needs --match"),
+        (["instances", "register", "i", "--endpoint", "http://h", "--match", 'a="b"'], "go with --prometheus"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert run(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
