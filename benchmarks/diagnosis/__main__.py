@@ -24,22 +24,24 @@ from pathlib import Path
 from benchmarks.diagnosis import captures, judging, peers, score
 from benchmarks.diagnosis.judging import ROOT, Outcome, judge
 from benchmarks.diagnosis.running import Page
-from benchmarks.diagnosis.situations import FAULTS, schedule
+from benchmarks.diagnosis.situations import FAULTS, FLEETS, schedule
 from benchmarks.diagnosis.traps import TRAPS
 
 CACHE = ROOT / ".bench_cache"
 TUNING_SEED = 1_000_000
-_TRAP_SHARE, _TRAP_SEEDS = 0.2, 500_000
-_MAKERS = {maker.__name__: maker for maker, _ in (*FAULTS, *TRAPS)}
+_TRAP_SHARE, _TRAP_SEEDS = 0.22, 500_000
+_FLEET_SHARE, _FLEET_SEEDS = 0.05, 700_000
+_MAKERS = {maker.__name__: maker for maker, _ in (*FAULTS, *TRAPS, *FLEETS)}
 Job = tuple[int, str, bool]
 
 
 def jobs(count: int, base: int, wide: bool) -> list[Job]:
-    """(seed, maker, wide) of each situation: four faults or healthy ones to one trap."""
+    """(seed, maker, wide) of each situation: mostly faults and healthy engines, a fifth of traps, some fleets."""
     faults, traps = schedule(FAULTS), schedule(TRAPS)
-    n_traps = round(count * _TRAP_SHARE)
-    plain = [(base + i, faults[i % len(faults)].__name__, wide) for i in range(count - n_traps)]
-    return plain + [(base + _TRAP_SEEDS + i, traps[i % len(traps)].__name__, wide) for i in range(n_traps)]
+    fleets = schedule(FLEETS)
+    n_traps, n_fleets = round(count * _TRAP_SHARE), round(count * _FLEET_SHARE)
+    parts = ((0, faults, count - n_traps - n_fleets), (_TRAP_SEEDS, traps, n_traps), (_FLEET_SEEDS, fleets, n_fleets))
+    return [(base + start + i, makers[i % len(makers)].__name__, wide) for start, makers, n in parts for i in range(n)]
 
 
 def scoring_seed() -> int:
@@ -57,7 +59,9 @@ def work(job: Job) -> tuple[Outcome, list[list[Page]]]:
 def simulated(options: argparse.Namespace) -> list[tuple[Outcome, list[list[Page]]]]:
     wide = options.set == "scoring"
     base = options.seed if options.seed is not None else scoring_seed() if wide else TUNING_SEED
-    todo = [job for job in jobs(options.situations, base, wide) if not options.only or options.only in job[1]]
+    todo = [job for job in jobs(options.situations, base, wide) if options.only in job[1]]
+    if options.show:
+        todo = [job for job in todo if str(job[0]) == options.show]
     print(f"{options.set} set: seeds from {base}, {len(todo)} situations", flush=True)
     done = []
     with ProcessPoolExecutor(options.processes) as pool:
@@ -120,7 +124,7 @@ def plain(outcome: Outcome) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("tuning", "scoring"), default="tuning")
-    parser.add_argument("--situations", type=int, default=400)
+    parser.add_argument("--situations", type=int, default=440)
     parser.add_argument("--seed", type=int, help="first seed, instead of the set's own")
     parser.add_argument("--only", default="", help="only kinds whose name contains this")
     parser.add_argument("--captures", type=Path, help="folder of real runs (then only those are scored)")
@@ -143,7 +147,8 @@ def main() -> int:
         except (peers.DoctorMissingError, OSError) as error:
             print(f"vllm-doctor is left out: {error}")
     told: dict[str, list[Outcome]] = {}
-    if not options.no_real:
+    shows_simulated = (options.show or "").isdigit()
+    if not options.no_real and not shows_simulated:
         try:
             told["Real runs"] = with_doctor(real(options.captures or ROOT / "tests" / "fixtures", options.labels), doctor)
         except (captures.LabelError, OSError) as error:
@@ -152,7 +157,8 @@ def main() -> int:
     if not options.no_simulated and not options.captures:
         told[f"Simulated situations, {options.set} set"] = with_doctor(simulated(options), doctor)
     for title, outcomes in told.items():
-        print(score.report(outcomes, title))
+        if not shows_simulated:
+            print(score.report(outcomes, title))
         if options.failures:
             print("\nNot right:\n" + failures(outcomes))
         for o in outcomes:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.diagnosis import peers, traps
-from benchmarks.diagnosis.labels import Label, label, objectives
+from benchmarks.diagnosis.labels import Label, label, objectives, paced
 from benchmarks.diagnosis.running import RUNNING_VERSION, Page, Run, Seen, run
 from benchmarks.diagnosis.situations import Draw, Maker, Objective, Situation
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
@@ -224,6 +224,8 @@ def judge(seed: int, maker: Maker, wide: bool, folder: Path | None) -> tuple[Out
     settled = traps.after_step(s) if s.trap else s
     goals = objectives(settled, runs.measure)
     truth = label(settled, goals, runs.measure)
+    if not paced(runs.measure("base", lambda: replace(settled, trap=""))):
+        goals = tuple(goal for goal in goals if goal.metric != "itl")
     tokens = runs.measure("base", lambda: replace(settled, trap="")).tokens_per_second if s.trap == "client_limited" else 0.0
     runs.save()
     why = traps.sits(s, truth) if s.trap else truth.why if truth.status == "dropped" else ""
@@ -232,6 +234,8 @@ def judge(seed: int, maker: Maker, wide: bool, folder: Path | None) -> tuple[Out
         return Outcome(str(seed), s.kind, s.engine, "dropped", truth, "dropped", why=why, facts=facts), pages
     group = "trap" if s.trap else "two" if s.kind.startswith("two:") and len(truth.accepted) > 1 else truth.status
     scraped = [traps.tampered(s, some) for some in pages]
+    if s.kind == "rank_imbalance":
+        scraped = [as_ranks(scraped)]
     outcome = answers(
         name=str(seed),
         kind=s.kind,
@@ -241,11 +245,23 @@ def judge(seed: int, maker: Maker, wide: bool, folder: Path | None) -> tuple[Out
         pages=scraped,
         targets=targets_of(settled, goals, tokens),
         config=launch_args(s),
-        right=traps.CHECKS[s.trap] if s.trap else right_cause,
+        right=traps.CHECKS[s.kind.removeprefix("trap:")] if s.trap else right_cause,
         trap=s.trap,
         facts=facts,
     )
     return outcome, scraped
+
+
+def as_ranks(replicas: Sequence[Sequence[Page]]) -> list[Page]:
+    """The pages of several vLLM engines as one page per scrape, told apart by the label ``engine``."""
+    merged = []
+    for pages in zip(*replicas, strict=True):
+        when, text, version = pages[0]
+        for rank, (_, other, _) in enumerate(pages[1:], 1):
+            own = (line for line in other.splitlines() if line.startswith("vllm:") and 'engine="0"' in line)
+            text += "".join(line.replace('engine="0"', f'engine="{rank}"') + "\n" for line in own)
+        merged.append((when, text, version))
+    return merged
 
 
 def answers(

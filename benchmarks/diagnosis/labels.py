@@ -8,9 +8,11 @@ ratio above 1 % as one objective more. The rules, fixed before anything was scor
   log 1.25 it is dropped;
 - a fix *cures* when it lowers badness by at least log 1.3, a quarter of the badness, and twice the difference of an A/A pair
   (other seed);
+- a fix that makes the mean time of a whole request more than 10 % longer cures nothing: the wait has only moved;
+- the time between tokens counts where answers have 8 tokens or more; a p95 or p99 of it makes no situation sound;
 - the cause is the one whose fix lowers it most; a second one within 80 % of the best is accepted too; with more the situation is
   dropped;
-- where the best fix stays between 60 % and 100 % of that margin the situation is dropped;
+- where the best fix stays below that, but reaches 60 % of it (noise aside), the situation is dropped;
 - where two faults were planted and each fix alone cures, both are causes and both must be named; where one alone cures, but
   reaches less than
     70 % of what both do together, or only both together cure, either is accepted as the first cause; else the one is the whole
@@ -43,7 +45,7 @@ MET_MAX = 0.85
 GAIN_MIN, GAIN_SHARE, NOISE_TIMES = math.log(1.3), 0.25, 2.0
 CLEARLY_NOT, EQUAL_SHARE, TOGETHER_SHARE, ACCEPTED_MAX = 0.6, 0.8, 0.7, 2
 ERROR_BOUND, ERROR_CAP = 0.01, 10.0
-REQUESTS_MIN = 10
+REQUESTS_MIN, PACE_TOKENS_MIN, E2E_WORSE_MAX = 10, 8, 1.1
 
 Fix = Callable[[Situation], Situation | None]
 Measure = Callable[[str, Callable[[], Situation]], Seen]
@@ -195,6 +197,11 @@ def _even_shares(s: Situation) -> tuple[float, ...]:
     return (1 / len(s.shares),) * len(s.shares) if s.shares else ()
 
 
+def paced(seen: Seen) -> bool:
+    """Whether answers are long enough for the time between tokens to mean anything."""
+    return seen.values["itl_n"] >= PACE_TOKENS_MIN * seen.finished
+
+
 def badness(seen: Seen, goals: tuple[Objective, ...]) -> float:
     """0 where all is met."""
     errors = log_ratio(seen.error_ratio, ERROR_BOUND, ERROR_CAP)
@@ -205,21 +212,31 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
     """The label of a situation without its trap."""
     plain = replace(s, trap="")
     base = measure("base", lambda: plain)
+    goals = tuple(goal for goal in goals if goal.metric != "itl" or paced(base))
     bad = badness(base, goals)
     if bad < BORDERLINE:
         close = max((base.values[goal.name] / goal.bound for goal in goals if base.values[goal.name] > 0), default=0.0)
-        return Label("fine") if close <= MET_MAX else Label("dropped", why="objectives hardly met")
+        if close > MET_MAX or any(goal.metric == "itl" and goal.statistic != "mean" for goal in goals):
+            return Label("dropped", why="objectives hardly met")
+        if base.finished < REQUESTS_MIN and s.kind != "idle":
+            return Label("dropped", why="too few requests")
+        return Label("fine")
     if bad < VIOLATED_MIN:
         return Label("dropped", badness=bad, why="objectives hardly missed")
     if base.finished < REQUESTS_MIN:
         return Label("dropped", badness=bad, why="too few requests")
     noise = abs(badness(measure("again", lambda: replace(plain, seed=plain.seed + 500_000_000)), goals) - bad)
-    margin = max(GAIN_MIN, GAIN_SHARE * bad, NOISE_TIMES * noise)
+    least = max(GAIN_MIN, GAIN_SHARE * bad)
+    margin = max(least, NOISE_TIMES * noise)
     if margin > bad:
         return Label("dropped", badness=bad, why="within the noise of an A/A pair")
 
     def gain(name: str, variant: Situation) -> float:
-        return bad - badness(measure(name, lambda: variant), goals)
+        after = measure(name, lambda: variant)
+        slower = after.values["e2e_mean"] > E2E_WORSE_MAX * base.values["e2e_mean"]
+        if slower and after.error_ratio > base.error_ratio - ERROR_BOUND:
+            return 0.0  # the wait has only moved
+        return bad - badness(after, goals)
 
     gains = {name: gain(name, variant) for name, (_, fix) in FIXES.items() if (variant := fix(plain)) is not None}
     rounded = tuple((name, round(value, 2)) for name, value in sorted(gains.items(), key=lambda item: -item[1]))
@@ -235,7 +252,7 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
         if len(causes) > ACCEPTED_MAX:
             return Label("dropped", badness=bad, gains=rounded, why="too many fixes help alike")
         return Label("fault", causes, badness=bad, gains=rounded)
-    if best >= CLEARLY_NOT * margin:
+    if best >= CLEARLY_NOT * least:
         return Label("dropped", badness=bad, gains=rounded, why="the best fix helps a little")
     more = {name: gain(name, change(plain)) for name, (_, change) in CAPACITY.items()}
     rounded += tuple((name, round(value, 2)) for name, value in more.items())

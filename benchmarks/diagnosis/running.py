@@ -13,7 +13,7 @@ from perf_service.simulator.workload import Ledger
 Page = tuple[float, str, str]  # unix seconds, text, engine version told beside the page
 VERSIONS = {"vllm": ("0.31.0", "0.32.0"), "sglang": ("0.5.22", "0.5.23"), "tgi": ("3.3.6", "3.3.7")}
 _STARTUP_SECONDS = 6.0
-RUNNING_VERSION = b"1"  # raise it when this file changes what a run gives: kept runs are then made anew
+RUNNING_VERSION = b"2"  # raise it when this file changes what a run gives: kept runs are then made anew
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def run(s: Situation, *, pages: bool = True) -> Run:
         fleet.advance(warm)
         fleet.ledger = ledger
         replicas.append(_observe(s, fleet, pages))
+        _add_unfinished(fleet, ledger)
         stats = fleet.replicas[0].core.stats
         preempted += stats.get("preemptions")
         hits, queries = hits + stats.get("prefix_hits"), queries + stats.get("prefix_queries")
@@ -70,6 +71,13 @@ def run(s: Situation, *, pages: bool = True) -> Run:
         hits / queries if queries else 0.0,
     )  # fmt: skip
     return Run(replicas, seen)
+
+
+def _add_unfinished(fleet: VirtualFleet, ledger: Ledger) -> None:
+    """Counts the first token of requests that are still on their way: when it came, or at least as long as they have waited."""
+    for call in fleet.replicas[0].calls:
+        if call.sent >= fleet.epoch + WARM_SECONDS:
+            ledger.ttft.append((call.times[0] if call.times else fleet.clock) - call.sent)
 
 
 def _upgraded(fleet: VirtualFleet, factor: float) -> None:

@@ -397,11 +397,10 @@ def imbalance(d: Draw) -> Situation:
     busy = d.rng.uniform(0.6, 0.85)
     shares = (busy, *((1 - busy) / (replicas - 1),) * (replicas - 1))
     shape = closed(prompt, output, 1)
-    # A small batch keeps this cheap: the busy replica is over its limit, the fleet is not.
-    limit = d.pick(8, 16, 32)
-    total = capacity(times, shape, limit) * d.between(1.15, 1.5) / busy
-    sound = replace(sound_flags(d, engine, longest(shape)), max_num_seqs=limit)
-    load = open_(prompt, output, min(total, 0.8 * replicas * capacity(times, shape, limit)))
+    # The busy replica gets more than its hardware gives at any batch size worth having; evenly shared, all have room.
+    total = min(capacity(times, shape, 128) * d.between(1.1, 1.4) / busy, 0.75 * replicas * capacity(times, shape, 64))
+    sound = sound_flags(d, engine, longest(shape))
+    load = open_(prompt, output, total)
     return finish(d, "imbalance", times, sound, sound, load, shares=shares)
 
 
@@ -473,6 +472,28 @@ def idle(d: Draw) -> Situation:
     return finish(d, "idle", times, sound, sound, load, duration=d.pick(60.0, 120.0, 400.0), wishes=wished(d, (2.0, 4.0)))
 
 
+def healthy_fleet(d: Draw) -> Situation:
+    """Replicas that share the load about evenly, as chance has it."""
+    engine, times = any_engine(d), physics(d)
+    prompt, output = chat(d)
+    shape = closed(prompt, output, 1)
+    replicas = d.pick(2, 3, 4)
+    weights = [d.rng.uniform(0.85, 1.15) for _ in range(replicas)]
+    load = open_(prompt, output, replicas * capacity(times, shape, 16) * d.between(0.2, 0.5))
+    sound = sound_flags(d, engine, longest(shape))
+    shares = tuple(weight / sum(weights) for weight in weights)
+    return finish(d, "healthy_fleet", times, sound, sound, load, shares=shares, wishes=wished(d, (2.0, 3.5), (1.8, 2.5)))
+
+
+def rank_imbalance(d: Draw) -> Situation:
+    """Data-parallel ranks of one vLLM server, all on one page, of which one gets most of the load."""
+    s = imbalance(d)
+    while s.engine != "vllm":
+        s = imbalance(d)
+    busy = s.shares[0]
+    return replace(s, kind="rank_imbalance", shares=(busy, *((1 - busy) / (len(s.shares) - 1),) * (len(s.shares) - 1)))
+
+
 Maker = Callable[[Draw], Situation]
 
 #: Kinds and how many of each hundred draws they get.
@@ -481,6 +502,10 @@ FAULTS: tuple[tuple[Maker, int], ...] = (
     (prefix_thrash, 3), (head_of_line, 2), (under_admission, 3), (retraction, 2), (reservation, 3), (overload, 4), (rejections, 2),
     (imbalance, 2), (two_batch_prefix, 2), (two_batch_budget, 2), (two_kv_prefix, 2), (two_budget_prefix, 1), (healthy, 14), (idle, 4),
 )  # fmt: skip
+
+
+#: Fleets and ranks, beside the others.
+FLEETS: tuple[tuple[Maker, int], ...] = ((healthy_fleet, 2), (rank_imbalance, 1), (imbalance, 1))
 
 
 def schedule(makers: Sequence[tuple[Maker, int]]) -> list[Maker]:

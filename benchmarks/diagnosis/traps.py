@@ -126,6 +126,11 @@ def upgrade(d: Draw) -> Situation:
     return _trap(replace(s, duration=round(max(s.duration, min(2 * need, 120.0)), 1)), "upgrade", d.between(1.35, 2.2))
 
 
+def upgrade_same(d: Draw) -> Situation:
+    """A new version as fast as the old one."""
+    return replace(upgrade(d), kind="trap:upgrade_same", trap_value=1.0)
+
+
 def noisy_neighbour(d: Draw) -> Situation:
     return _trap(_calm_load(d), "noisy_neighbour", d.between(2.2, 4.0))
 
@@ -174,7 +179,7 @@ TRAPS: tuple[tuple[Maker, int], ...] = tuple(
     (maker, 1)
     for maker in (
         restart, stale, kv_full, unshared, load_step, load_surge, client_limited, hang, upgrade, noisy_neighbour, mass_aborts, cold_start,
-        contradictory, trade_off, renamed, noise,
+        contradictory, trade_off, renamed, noise, upgrade_same,
     )
 )  # fmt: skip
 
@@ -262,6 +267,7 @@ CHECKS: dict[str, Check] = {
     "client_limited": lambda a, _: calm(a),
     "hang": _hang_or_blind,
     "upgrade": lambda a, _: cause_of(a) is Cause.UPGRADE_REGRESSION,
+    "upgrade_same": lambda a, _: calm(a),
     "noisy_neighbour": lambda a, _: a.verdict not in (Verdict.TUNE, Verdict.ROLL_BACK_UPGRADE) or cause_of(a) is Cause.UNKNOWN,
     "mass_aborts": lambda a, _: cause_of(a) is Cause.CLIENT_ABORTS,
     "cold_start": lambda a, _: calm(a),

@@ -64,6 +64,11 @@ class VirtualReplica:
         times = resolve(self.flags, self._fleet.step_times, self._fleet.hardware).step_times
         self.core.engine = replace(self.core.engine, step_times=times.scaled(factor))
 
+    @property
+    def calls(self) -> list[_Call]:
+        """What its clients wait for at present."""
+        return list(self._calls.values())
+
     def is_ready(self, now: float) -> bool:
         return not self.stopped and now >= self.ready_time
 
@@ -240,7 +245,8 @@ class VirtualFleet:
             return
         self._adjust_clients(self.clock)
         for when, _ in workload.steps:
-            self.at(self.epoch + when, self._adjust_clients)
+            # A microsecond later: Unix times round, and the new level must be in force.
+            self.at(self.epoch + when + 1e-6, self._adjust_clients)
 
     def _schedule_arrival(self, now: float) -> None:
         assert self.workload is not None  # noqa: S101

@@ -9,7 +9,7 @@ from benchmarks.diagnosis import __main__ as program
 from benchmarks.diagnosis import captures, judging, labels, peers, score
 from benchmarks.diagnosis.fit_physics import fit
 from benchmarks.diagnosis.running import Seen
-from benchmarks.diagnosis.situations import FAULTS, Draw, Objective, accelerators, batch_limit, kv_flags, kv_tokens, schedule
+from benchmarks.diagnosis.situations import FAULTS, FLEETS, Draw, Objective, accelerators, batch_limit, kv_flags, kv_tokens, schedule
 from benchmarks.diagnosis.traps import CHECKS, TRAPS, tampered
 from perf_service.models.analysis import Cause
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
@@ -70,7 +70,7 @@ def test_tuning_and_scoring_seeds_are_disjoint_and_every_kind_is_drawn() -> None
     scoring = program.jobs(1000, program.scoring_seed(), wide=True)
     assert not {seed for seed, _, _ in tuning} & {seed for seed, _, _ in scoring}
     assert len({seed for seed, _, _ in scoring}) == 1000
-    assert {name for _, name, _ in tuning} == {maker.__name__ for maker, _ in (*FAULTS, *TRAPS)}
+    assert {name for _, name, _ in tuning} == {maker.__name__ for maker, _ in (*FAULTS, *TRAPS, *FLEETS)}
     assert {name for _, name, _ in tuning} == set(program._MAKERS)
 
 
@@ -114,6 +114,41 @@ def test_badness_counts_what_is_missed_only_and_errors() -> None:
     seen = Seen({"ttft_mean": 2.718281828, "itl_mean": 0.01}, 100, 0.0, 1.0)
     assert labels.badness(seen, goals) == pytest.approx(1.0)
     assert labels.badness(replace(seen, error_ratio=0.1), goals) > 2
+
+
+def test_the_pace_of_answers_of_a_few_tokens_means_nothing() -> None:
+    assert not labels.paced(Seen({"itl_n": 100.0}, 50, 0.0, 1.0))
+    assert labels.paced(Seen({"itl_n": 500.0}, 50, 0.0, 1.0))
+
+
+def _told(seen: dict[str, Seen]) -> labels.Label:
+    """The label of a batch-limited situation whose variants were seen like this; what is not given equals the base."""
+    s = replace(batch_limit(Draw(5, wide=False), "vllm"), wishes=())
+    return labels.label(s, (Objective("ttft", "mean", 0.1),), lambda name, _: seen.get(name, seen["base"]))
+
+
+def _seen(ttft: float, e2e: float = 2.0) -> Seen:
+    return Seen({"ttft_mean": ttft, "e2e_mean": e2e, "itl_n": 5000.0}, 50, 0.0, 1.0)
+
+
+def test_the_cause_is_the_one_whose_fix_cures() -> None:
+    label = _told({"base": _seen(1.0), "more_seqs": _seen(0.08)})
+    assert label.accepted == (Cause.BATCH_LIMIT,)
+    assert not label.no_flag
+
+
+def test_a_fix_that_only_moves_the_wait_cures_nothing() -> None:
+    label = _told({"base": _seen(1.0), "more_seqs": _seen(0.08, e2e=3.0), "less_load": _seen(0.05)})
+    assert label.no_flag
+    assert label.accepted == (Cause.OVERLOAD,)
+
+
+def test_what_cannot_be_told_is_dropped() -> None:
+    assert _told({"base": _seen(1.0), "again": _seen(0.2), "more_seqs": _seen(0.5)}).why == "within the noise of an A/A pair"
+    assert _told({"base": _seen(1.0)}).why == "nothing helps"
+    assert _told({"base": _seen(0.11)}).why == "objectives hardly missed"
+    assert _told({"base": _seen(0.095)}).why == "objectives hardly met"
+    assert _told({"base": _seen(0.05)}).status == "fine"
 
 
 def _window(**changes: object) -> Window:
