@@ -58,17 +58,17 @@ def life(days: float, step: float, restarts: Sequence[float], *, tells_start: bo
 
 @pytest.mark.parametrize("restarts", [[], [12.3], [0.01, 0.1, 3.7, 20.0, 20.001, 29.9]])
 async def test_a_handful_of_reads_tells_thirty_days(restarts: list[float]) -> None:
-    store = Pages(life(35, 900.0, restarts))
+    store = Pages(life(35, 3600.0, restarts))
     found = await history(store, "i", NOW)
     assert store.reads <= 6 + len(restarts)
     few, all_pages = (error_budget(TARGET, {"i": pages}, NOW) for pages in (found, store.pages))
     assert few == all_pages
     assert few is not None
-    assert few.requests > 200_000
+    assert few.requests > 50_000
 
 
 async def test_without_a_start_time_restarts_are_looked_for() -> None:
-    store = Pages(life(31, 1800.0, [12.3, 3.7], tells_start=False))
+    store = Pages(life(31, 3600.0, [12.3, 3.7], tells_start=False))
     found = await history(store, "i", NOW)
     assert store.reads < 250
     few, all_pages = (error_budget(TARGET, {"i": pages}, NOW) for pages in (found, store.pages))
