@@ -78,4 +78,4 @@ clean: ## remove what tests and tools leave
 	find perf_service tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## ... and the virtual environments
-	rm -rf $(VENV) $(LOWEST) .tools
+	rm -rf $(VENV) $(LOWEST) .tools .bench_cache
