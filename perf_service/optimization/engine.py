@@ -48,6 +48,21 @@ class Forecaster(Protocol):
         ...
 
 
+class _Forecasts:
+    """What is predicted for one plan, each set of changes once: a plan of a single candidate is that candidate."""
+
+    def __init__(self, predictor: Forecaster, at: Situation, windows: tuple[Window, ...]) -> None:
+        self.windows = windows
+        self._predictor, self._at = predictor, at
+        self._made: dict[tuple[ConfigChange, ...], Forecast] = {}
+
+    def of(self, changes: tuple[ConfigChange, ...]) -> Forecast:
+        """Prediction of the workload with these changes; there must be windows."""
+        if changes not in self._made:
+            self._made[changes] = self._predictor.predict(self.windows, self._at.config, changes, hardware=self._at.hardware)
+        return self._made[changes]
+
+
 class OptimizationEngine:
     """Makes plans. Stateless and pure: no clock, no id; those are given to a plan by whoever stores it."""
 
@@ -72,7 +87,7 @@ class OptimizationEngine:
         A change of precision is listed but never part of the merged `changes`. Raises InvalidArgumentError for an unknown engine.
         """
         at = self._situation(analysis, current_config, hardware, slo_targets, engine_version)
-        seen: tuple[Window, ...] = tuple(windows) or ((analysis.window,) if analysis.window else ())
+        seen = _Forecasts(self._predictor, at, tuple(windows) or ((analysis.window,) if analysis.window else ()))
         candidates, advice = self._candidates(analysis, at)
         scored = [self._adjusted(self._with_effects(c, at, seen), at, seen) for c in candidates]
         dropped = [c for c in scored if harmful(c, at.slo_targets)]
@@ -128,12 +143,12 @@ class OptimizationEngine:
         advice += [_advice(b) for b in findings if b.recommendation and (b not in tuned or b.cause not in covered)]
         return [o for o in proposals if not o.advice_only], advice
 
-    def _trade_off(self, analysis: Analysis, at: Situation, windows: Sequence[Window]) -> list[Optimization]:
+    def _trade_off(self, analysis: Analysis, at: Situation, seen: _Forecasts) -> list[Optimization]:
         """Fewer sequences for a better ITL: only where the operator asked for ITL, and every objective is predicted to be met."""
         root = next((b for b in relevant(analysis.bottlenecks) if b.cause is Cause.DECODE_BOUND), None)
         wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
         running = at.running_max
-        if root is None or not wished or not running or not windows:
+        if root is None or not wished or not running or not seen.windows:
             return []
         sequences = 1 << (int(running) - 1).bit_length()
         while sequences > 1:
@@ -142,7 +157,7 @@ class OptimizationEngine:
             change = at.propose(knob, sequences, "fewer sequences in a step make each step shorter")
             if change is None or sequences >= running:
                 continue
-            _, after, effects = self._predictor.predict(windows, at.config, (change,), hardware=at.hardware)
+            _, after, effects = seen.of((change,))
             values = [(t, predicted_value(after, t)) for t in at.slo_targets if not t.builtin]
             if all(v is not None and t.met_by(v) for t, v in values):
                 return [
@@ -157,26 +172,26 @@ class OptimizationEngine:
                 ]  # fmt: skip
         return []
 
-    def _with_effects(self, candidate: Optimization, at: Situation, windows: Sequence[Window]) -> Optimization:
-        if not windows or candidate.effects:
+    def _with_effects(self, candidate: Optimization, at: Situation, seen: _Forecasts) -> Optimization:
+        if not seen.windows or candidate.effects:
             return candidate
-        _, after, effects = self._predictor.predict(windows, at.config, candidate.config_changes, hardware=at.hardware)
+        _, after, effects = seen.of(tuple(candidate.config_changes))
         losers = (*candidate.expected_losers, *(_base(e.metric) for e in effects if e.direction is Direction.WORSENS))
         risks = (*candidate.risks, *missed_by(after, at.slo_targets))
         return replace(candidate, effects=effects, expected_losers=tuple(dict.fromkeys(losers)), risks=risks)
 
-    def _adjusted(self, candidate: Optimization, at: Situation, windows: Sequence[Window]) -> Optimization:
+    def _adjusted(self, candidate: Optimization, at: Situation, seen: _Forecasts) -> Optimization:
         """A raised batch limit, taken back as far as an ITL objective of the operator demands (the prediction's own value counts)."""
         wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
         change = next((c for c in candidate.config_changes if c.parameter == at.knobs.sequences), None)
-        if not wished or change is None or candidate.cause is not Cause.BATCH_LIMIT or not windows:
+        if not wished or change is None or candidate.cause is not Cause.BATCH_LIMIT or not seen.windows:
             return candidate
         present, target = at.config.number(change.parameter) or at.running_max or 1.0, change.recommended_value
         of_the_raise: tuple[str, ...] = ()  # what the whole raise would miss; the smaller one misses less
         while isinstance(target, int) and target > present:
             tried = replace(change, recommended_value=target)
             others = tuple(c for c in candidate.config_changes if c is not change)
-            _, after, effects = self._predictor.predict(windows, at.config, (tried, *others), hardware=at.hardware)
+            _, after, effects = seen.of((tried, *others))
             missed = missed_by(after, at.slo_targets)
             of_the_raise = of_the_raise or missed
             values = [(t, predicted_value(after, t)) for t in wished]
@@ -217,7 +232,7 @@ class OptimizationEngine:
         self,
         analysis: Analysis,
         at: Situation,
-        windows: Sequence[Window],
+        seen: _Forecasts,
         chosen: tuple[Optimization, ...],
         changes: tuple[ConfigChange, ...],
         advice: tuple[Optimization, ...],
@@ -225,8 +240,8 @@ class OptimizationEngine:
         baseline: Prediction | None = None
         prediction: Prediction | None = None
         effects: tuple[PredictedEffect, ...] = ()
-        if windows:
-            baseline, prediction, effects = self._predictor.predict(windows, at.config, changes, hardware=at.hardware)
+        if seen.windows:
+            baseline, prediction, effects = seen.of(changes)
         proposed = at.config.with_changes(changes)
         return Plan(
             engine=at.engine,

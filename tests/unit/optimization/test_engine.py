@@ -118,11 +118,13 @@ class Says:
 
     def __init__(self, **ratios: float) -> None:
         self.ratios = ratios
+        self.asked: list[tuple[ConfigChange, ...]] = []
 
     def predict(
         self, windows: Window | Sequence[Window], current: EngineConfig, changes: Any, *, hardware: Hardware | None = None
     ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
         made: tuple[ConfigChange, ...] = tuple(changes)
+        self.asked.append(made)
         ratio = 1.0
         for change in made:
             ratio *= self.ratios.get(change.parameter, 1.0)
@@ -157,6 +159,15 @@ def test_candidates_come_in_the_order_of_predicted_benefit_over_risk() -> None:
     assert plan.changes[0].parameter == "watermark"
     assert len(plan.optimizations) <= MAX_CANDIDATES
     assert len({c.parameter for c in plan.changes}) == len(plan.changes)
+
+
+def test_each_set_of_changes_is_predicted_once() -> None:
+    for analysis, candidates in ((exhausted(), 1), (without_cap(exhausted()), 3)):
+        predictor = Says(num_gpu_blocks_override=2.0, gpu_memory_utilization=1.1, watermark=2.0)
+        plan = OptimizationEngine(predictor).generate_plan(analysis, slo_targets=[SLOTarget("itl", 0.5)])
+        assert len(plan.optimizations) == candidates
+        assert plan.changes in predictor.asked
+        assert len(predictor.asked) == len(set(predictor.asked))
 
 
 def test_what_is_predicted_to_harm_is_dropped_and_said() -> None:
