@@ -28,6 +28,7 @@ class Gauge(StrEnum):
     KV_CACHE_USAGE_RATIO = "kv_cache_usage_ratio"
     KV_CAPACITY_TOKENS = "kv_capacity_tokens"
     KV_USED_TOKENS = "kv_used_tokens"
+    KV_EVICTABLE_TOKENS = "kv_evictable_tokens"  # kept for reuse by later prompts; free for others when needed
     PREFIX_CACHE_HIT_RATIO = "prefix_cache_hit_ratio"
     GENERATION_TOKENS_PER_SECOND = "generation_tokens_per_second"
     RETRACTED_REQUESTS = "retracted_requests"

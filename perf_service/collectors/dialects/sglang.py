@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from perf_service.collectors.dialects.base import Dialect, GaugeFact, Merge, Rule, having
+from perf_service.collectors.dialects.base import Dialect, GaugeFact, InfoLabel, Merge, Rule, as_int, having
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 
 _GIB: Final = float(1 << 30)
@@ -25,6 +25,7 @@ _GAUGES: Final = (
     Rule(Gauge.KV_USED_TOKENS, ("sglang:kv_used_tokens", "sglang:num_used_tokens")),
     # Of the last prefill batch, not of a window.
     Rule(Gauge.PREFIX_CACHE_HIT_RATIO, ("sglang:cache_hit_rate",), merge=Merge.MEAN),
+    Rule(Gauge.KV_EVICTABLE_TOKENS, ("sglang:kv_evictable_tokens",)),
     Rule(Gauge.GENERATION_TOKENS_PER_SECOND, ("sglang:gen_throughput",)),
     # Of the last interval. No multiprocess mode is declared, so it carries a pid.
     Rule(Gauge.RETRACTED_REQUESTS, ("sglang:num_retracted_reqs",)),
@@ -51,7 +52,8 @@ _COUNTERS: Final = (
     Rule(Counter.GENERATION_TOKENS, ("sglang:generation_tokens_total",)),
     # There is no finish reason: this counts every request that was served to its end.
     Rule(Counter.REQUESTS_SUCCEEDED, ("sglang:num_requests_total",)),
-    Rule(Counter.REQUESTS_ABORTED, ("sglang:num_aborted_requests_total", "sglang:num_aborted_requests")),
+    # Declared without _total before 0.5.3; the page has it all the same.
+    Rule(Counter.REQUESTS_ABORTED, ("sglang:num_aborted_requests_total",)),
     # 0.5.7 has the counter; 0.5.6 to 0.5.10 a histogram per request, whose sum are the retractions; 0.4.10 to 0.5.2 a gauge.
     Rule(
         Counter.PREEMPTIONS,
@@ -100,7 +102,6 @@ _KNOWN_ELSEWHERE: Final = (
     "sglang:avg_request_queue_latency",
     "sglang:backup_",
     "sglang:backuped_tokens_total",
-    "sglang:cache_config_info",
     "sglang:cache_hit_rate",
     "sglang:cached_tokens",
     "sglang:context_len",
@@ -130,7 +131,6 @@ _KNOWN_ELSEWHERE: Final = (
     "sglang:is_cuda_graph",
     "sglang:kv_available_tokens",
     "sglang:kv_cache_memory_usage_gb",
-    "sglang:kv_evictable_tokens",
     "sglang:kv_transfer_",
     "sglang:load_back_",
     "sglang:lora_pool_",
@@ -185,6 +185,9 @@ SGLANG: Final = Dialect(
     replica_labels=("tp_rank", "pp_rank", "moe_ep_rank", "pid"),
     # With priority scheduling the total stands under priority="".
     totals={"priority": "", "cache_source": "total"},
+    # 0.5.9 and 0.5.10 only; then two gauges.
+    info_metric="sglang:cache_config_info",
+    info_labels=(InfoLabel("page_size", "page_size", as_int),),
     facts=(
         GaugeFact("sglang:max_total_num_tokens", "max_total_num_tokens"),
         GaugeFact("sglang:page_size", "page_size"),
