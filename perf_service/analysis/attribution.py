@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from perf_service.analysis import rules_decode
+from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.slo_monitor import miss_ratio
 from perf_service.models.analysis import PhaseShares, SLOState, SLOStatus
 from perf_service.models.metrics import Engine, Hist
 
@@ -102,32 +105,8 @@ def attributed(status: SLOStatus, facts: Facts) -> SLOStatus:
     return replace(status, phases=phases)
 
 
-def excess_seconds(status: SLOStatus, facts: Facts) -> float:
-    """Seconds per request above a latency objective that is missed, or by its estimate likely missed (undecided inside a bucket).
-
-    Per-token objectives are multiplied by the tokens of a request. 0 otherwise.
-    """
-    hist, target = status.target.histogram, status.target
-    if status.state not in (SLOState.MISSED, SLOState.UNDECIDED) or hist is None or status.current_value is None:
+def miss_weight(status: SLOStatus) -> float:
+    """How far a latency objective is missed, by ratio as severities are: the logarithm of value / target, 0 where it is met."""
+    if status.state is not SLOState.MISSED or status.target.histogram is None or status.current_value is None:
         return 0.0
-    if status.state is SLOState.UNDECIDED and not _likely_missed(status):
-        return 0.0
-    value = status.current_value
-    if target.objective_ratio is not None:
-        missed = 1.0 - (status.attainment_ratio or 0.0)
-        excess = max(value - target.target_value, missed * target.target_value)
-    else:
-        excess = value - target.target_value
-    if hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS):
-        tokens = max(1.0, facts.output_tokens or 1.0)
-        tail = 1.0 if target.quantile is None or target.quantile <= 0.5 or hist is Hist.TPOT_SECONDS else 2.0 * (1.0 - target.quantile)
-        excess *= tokens * tail
-    return max(0.0, excess)
-
-
-def _likely_missed(status: SLOStatus) -> bool:
-    """The interpolated estimate of an undecided objective lies on the wrong side."""
-    target = status.target
-    if target.objective_ratio is not None:
-        return (status.attainment_ratio or 0.0) < target.objective_ratio
-    return status.current_value is not None and not target.met_by(status.current_value)
+    return math.log(min(max(miss_ratio(status), 1.0), t.MISS_RATIO_CAP.value)) or 1e-6

@@ -24,11 +24,12 @@ class Candidate:
 class Harm:
     """A phase that costs requests more than the objectives allow, with the causes that could be behind it.
 
-    `seconds` is the excess per request that this phase stands for; `unknown_weight` is the belief left to causes not listed.
+    `missed` is the phase's share of the missed objectives, each counted by the logarithm of value / target;
+    `unknown_weight` is the belief left to causes not listed.
     """
 
     phase: str
-    seconds: float
+    missed: float
     candidates: tuple[Candidate, ...]
     unknown_weight: float = 0.1
     evidence: tuple[Evidence, ...] = ()

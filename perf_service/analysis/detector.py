@@ -66,7 +66,7 @@ def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapp
 def _latency_findings(facts: Facts, statuses: Sequence[SLOStatus], found: Sequence[Harm]) -> list[Bottleneck]:
     findings: list[Bottleneck] = []
     for harm in found:
-        if findings and harm.seconds < _MINOR_HARM_RATIO * found[0].seconds:
+        if findings and harm.missed < _MINOR_HARM_RATIO * found[0].missed:
             continue
         finding = _harm_finding(facts, statuses, harm)
         if any(other.cause is finding.cause and finding.cause is not Cause.UNKNOWN for other in findings):

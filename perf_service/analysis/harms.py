@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import queue_evidence, queue_weights, rules_decode, rules_prefill, rules_queue
+from perf_service.analysis import queue_evidence, queue_weights, rules_decode, rules_length, rules_prefill, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm, ramp
 from perf_service.analysis.facts import Facts
@@ -17,13 +17,13 @@ from perf_service.models.slo import Comparison
 
 def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
     """The phases that cost more than the objectives allow, the costliest first."""
-    seconds = _excess_by_phase(facts, statuses)
+    missed = _missed_by_phase(facts, statuses)
     queued = rules_queue.significant(facts)
     if queued and _queue_unjudged(facts, statuses):
-        seconds[phase.QUEUE] = max(seconds.get(phase.QUEUE, 0.0), facts.queue or 0.0, 1e-3)
-    queue, prefill = seconds.pop(phase.QUEUE, 0.0), seconds.pop(phase.PREFILL, 0.0)
-    before, decode = seconds.pop(phase.PRESCHEDULE, 0.0), seconds.pop(phase.DECODE, 0.0)
-    unknown = seconds.pop(phase.UNKNOWN, 0.0)
+        missed[phase.QUEUE] = max(missed.get(phase.QUEUE, 0.0), 1.0 if _growing(facts) else 0.1)
+    queue, prefill = missed.pop(phase.QUEUE, 0.0), missed.pop(phase.PREFILL, 0.0)
+    before, decode = missed.pop(phase.PRESCHEDULE, 0.0), missed.pop(phase.DECODE, 0.0)
+    unknown = missed.pop(phase.UNKNOWN, 0.0)
     # While a long step runs the engine does not even look at new requests, so a wait of a step's length belongs to prefill.
     if before and facts.prefill is not None and (_within_a_step(facts) or _busy_beside_idle_frontend(facts)):
         own = phase.own_prefill_share(facts)
@@ -46,7 +46,7 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         found.append(Harm(phase.PRESCHEDULE, before, rules_prefill.preschedule(facts), 0.5))
     if unknown > 0:
         found.append(Harm(phase.UNKNOWN, unknown, _unknown_candidates(facts), 0.6))
-    return sorted(found, key=lambda harm: (-harm.seconds, harm.phase))
+    return sorted(found, key=lambda harm: (-harm.missed, harm.phase))
 
 
 def _within_a_step(facts: Facts) -> bool:
@@ -59,20 +59,20 @@ def _busy_beside_idle_frontend(facts: Facts) -> bool:
     return cores is not None and cores < t.CPU_SPARE.value and running is not None and running >= t.BATCH_BUSY.value
 
 
-def _excess_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:
-    """Excess seconds per request by phase; of several objectives on one metric the worst counts."""
+def _missed_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:
+    """What the phases have of the missed objectives; of several objectives on one metric the worst counts."""
     by_hist: dict[Hist, float] = {}
     for status in statuses:
         hist = status.target.histogram
         if hist is not None and status.target.comparison is Comparison.LESS_THAN:
-            by_hist[hist] = max(by_hist.get(hist, 0.0), phase.excess_seconds(status, facts))
-    seconds: dict[str, float] = {}
+            by_hist[hist] = max(by_hist.get(hist, 0.0), phase.miss_weight(status))
+    missed: dict[str, float] = {}
     for hist, excess in by_hist.items():
         for name, share in phase.phase_shares(facts, hist).items():
-            seconds[name] = seconds.get(name, 0.0) + share * excess
+            missed[name] = missed.get(name, 0.0) + share * excess
     if throughput_missed(statuses) and rules_queue.significant(facts):
-        seconds[phase.QUEUE] = seconds.get(phase.QUEUE, 0.0) + max(facts.queue or 0.0, 1e-3)
-    return {name: value for name, value in seconds.items() if value > 0}
+        missed[phase.QUEUE] = missed.get(phase.QUEUE, 0.0) + 1.0
+    return {name: value for name, value in missed.items() if value > 0}
 
 
 def throughput_missed(statuses: Sequence[SLOStatus]) -> bool:
@@ -86,11 +86,13 @@ def _queue_unjudged(facts: Facts, statuses: Sequence[SLOStatus]) -> bool:
     """Whether no objective speaks about the time to the first token or the whole latency, so that the queue counts by itself."""
     hists = (Hist.TTFT_SECONDS, Hist.E2E_SECONDS, Hist.QUEUE_SECONDS)
     judged = any(s.target.histogram in hists and s.state is not SLOState.NOT_MEASURED for s in statuses)
-    # Queue times and TTFT are booked late: a gauge far above what runs speaks for itself.
-    growing = facts.waiting is not None and facts.waiting.mean >= max(
-        t.WAITING_GAUGE_SINGLE_MIN.value, facts.running.mean if facts.running else 0.0
-    )
-    return not judged or growing
+    return not judged or _growing(facts)
+
+
+def _growing(facts: Facts) -> bool:
+    """Queue times and TTFT are booked late: a waiting gauge far above what runs speaks for itself."""
+    ran = facts.running.mean if facts.running else 0.0
+    return facts.waiting is not None and facts.waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)
 
 
 def _queue_candidates(facts: Facts, statuses: Sequence[SLOStatus]) -> tuple[Candidate, ...]:
@@ -101,6 +103,8 @@ def _queue_candidates(facts: Facts, statuses: Sequence[SLOStatus]) -> tuple[Cand
         off = rules_prefill.prefix_off(facts)
         if off.weight > 0:
             found.append(replace(off, weight=1.25 * off.weight * compute.weight))
+        deeper = (rules_length.head_of_line(facts), rules_prefill.prefix_thrashing(facts))
+        found += [replace(c, weight=1.25 * c.weight * compute.weight) for c in deeper if c.weight > 0]
     overload = _overload(facts, statuses)
     if overload > 0:
         found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]

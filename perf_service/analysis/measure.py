@@ -102,7 +102,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         limit_holders=holders,
         token_budget=_limit(window, config, TOKEN_BUDGET_KNOBS),
         budget_estimate=budget_estimate,
-        prefix_caching=_prefix_caching(window.engine, config),
+        prefix_caching=_prefix_caching(window, config, finished, hit_ratio),
         hit_ratio=hit_ratio,
         deferred_share=_deferred_share(window, waiting),
         cpu_cores=window.rate(Counter.PROCESS_CPU_SECONDS),
@@ -194,12 +194,17 @@ def _limit(window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, 
     return min(values, default=None)
 
 
-def _prefix_caching(engine: Engine, config: EngineConfig) -> bool | None:
+def _prefix_caching(window: Window, config: EngineConfig, finished: float, hit_ratio: float | None) -> bool | None:
     told = config.get("enable_prefix_caching")
     if isinstance(told, bool):
         return told
-    disabled = config.get("disable_radix_cache") if engine is Engine.SGLANG else None
-    return not disabled if isinstance(disabled, bool) else None
+    disabled = config.get("disable_radix_cache") if window.engine is Engine.SGLANG else None
+    if isinstance(disabled, bool):
+        return not disabled
+    kept = window.gauge(Gauge.KV_EVICTABLE_TOKENS)
+    if kept is not None and finished >= t.REQUESTS_MIN.value:
+        return kept.max > 0 or bool(hit_ratio)  # SGLang: a radix cache keeps what finished requests leave
+    return None
 
 
 def _deferred_share(window: Window, waiting: GaugeStats | None) -> float | None:

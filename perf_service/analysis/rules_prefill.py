@@ -15,7 +15,10 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of a long prefill phase with their weights."""
     small = _chunking(facts)
     kv = queue_weights.kv_weight(facts) if facts.preemptions else 0.0  # who is preempted prefills again
-    compute = (0.1 + 0.5 * (1.0 - small)) * (1.0 - 0.9 * kv)
+    long = rules_length.head_of_line(facts)
+    compute = (0.1 + 0.5 * (1.0 - small)) * (1.0 - 0.9 * kv) * (1.0 - 0.6 * long.weight)
+    thrashing = prefix_thrashing(facts)
+    compute *= 1.0 - 0.5 * thrashing.weight
     return tuple(
         candidate
         for candidate in (
@@ -28,8 +31,8 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
             ),
             Candidate(Cause.KV_EXHAUSTED, kv, queue_evidence.kv_evidence(facts)),
             prefix_off(facts),
-            prefix_thrashing(facts),
-            rules_length.head_of_line(facts),
+            thrashing,
+            long,
             Candidate(Cause.PREFILL_COMPUTE, compute, prefill_evidence(facts), Verdict.SCALE, "the step time at another token budget"),
         )
         if candidate.weight > 0.005
@@ -103,15 +106,32 @@ def prefix_off(facts: Facts) -> Candidate:
 
 
 def prefix_thrashing(facts: Facts) -> Candidate:
-    """Prefixes were reused at times but evicted before the next use: some hits, many evictions or a full cache."""
+    """Prefixes are evicted before the next use: some prompts hit and most do not, while the whole cache is written anew again and again.
+
+    Cached blocks count as free in the engines' KV use, so that says nothing here.
+    """
     hit, evicted = facts.hit_ratio, facts.window.delta(Counter.EVICTED_TOKENS)
-    peak = facts.kv_peak or 0.0
-    if facts.prefix_caching is False or hit is None or not 0.02 < hit < 0.5 or peak < t.KV_FREE_MAX.value:
+    turnovers = _turnovers(facts)
+    settle = "the hit ratio with a larger cache, or vllm:kv_block_reuse_gap_seconds (--kv-cache-metrics)"
+    if facts.prefix_caching is False or hit is None or not 0.02 < hit < t.PREFIX_HIT_HIGH.value:
         return Candidate(Cause.PREFIX_CACHE_THRASHING, 0.0)
-    text = f"Only {hit:.0%} of prompt tokens are prefix hits while KV cache use peaks at {peak:.0%}."
-    evidence = (fact(facts, "prefix_cache_hit_ratio", "mean", hit, text, unit="ratio"),)
-    weight = 0.5 if evicted else 0.25
-    return Candidate(Cause.PREFIX_CACHE_THRASHING, weight, evidence, Verdict.TUNE, "how often prefixes repeat, and after how long")
+    rewritten = ramp(turnovers, 0.5 * t.CACHE_TURNOVERS.value, t.CACHE_TURNOVERS.value) if turnovers is not None else 0.0
+    if evicted:
+        rewritten = max(rewritten, 0.5)
+    weight = rewritten * ramp(hit, 0.02, 0.06) * (1.0 - ramp(hit, 0.5, t.PREFIX_HIT_HIGH.value))
+    text = f"Only {hit:.0%} of prompt tokens are found in the cache"
+    text += f", which was written anew {turnovers:.1f} times in this window." if turnovers is not None else "."
+    evidence = (fact(facts, "prefix_cache_hit_ratio", "mean", hit, text, threshold=t.PREFIX_HIT_HIGH.value, unit="ratio"),)
+    return Candidate(Cause.PREFIX_CACHE_THRASHING, weight, evidence, Verdict.TUNE, settle)
+
+
+def _turnovers(facts: Facts) -> float | None:
+    """How often the window's new tokens fill the KV cache."""
+    gauge = facts.window.gauge(Gauge.KV_CAPACITY_TOKENS)
+    capacity = gauge.mean if gauge is not None else facts.config.number("kv_cache_size_tokens")
+    if not capacity or facts.computed_tokens is None or facts.output_tokens is None:
+        return None
+    return facts.finished * (facts.computed_tokens + facts.output_tokens) / capacity
 
 
 def preschedule(facts: Facts) -> tuple[Candidate, ...]:

@@ -26,7 +26,7 @@ from perf_service.analysis.queue_weights import (
     prefill_saturation,
 )
 from perf_service.models.analysis import Cause, Verdict
-from perf_service.models.metrics import Engine
+from perf_service.models.metrics import Engine, Gauge
 
 ARGS_SETTLE = {
     Engine.VLLM: "the launch arguments max_num_seqs and max_num_batched_tokens (tell them: --config max_num_seqs=...)",
@@ -91,6 +91,7 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
     if usage is None or peak is None:
         return Candidate(Cause.UNDER_ADMISSION, 0.1 * open_share)
     reserved = (1.0 - ramp(usage, 0.7, t.SGLANG_USAGE_LOW.value)) * (1.0 - ramp(peak, t.SGLANG_USAGE_LOW.value, 0.97))
+    reserved *= _could_be_reserved(facts, usage)
     told = facts.config.number("schedule_conservativeness")
     if told is not None and told <= 0.3:
         reserved *= 0.1  # as far down as the vendor advises already
@@ -99,6 +100,16 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
     evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
     settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"
     return Candidate(Cause.UNDER_ADMISSION, 0.9 * reserved * wandering * open_share, evidence, Verdict.TUNE, settle)
+
+
+def _could_be_reserved(facts: Facts, usage: float) -> float:
+    """Whether what may be reserved for running requests could fill the rest of the pool at all."""
+    capacity = facts.window.gauge(Gauge.KV_CAPACITY_TOKENS)
+    ratio = facts.window.gauge(Gauge.NEW_TOKEN_RATIO)
+    if capacity is None or capacity.mean <= 0:
+        return 1.0
+    most = (facts.running_top * min(1.0, ratio.max if ratio is not None else 1.0) + 1.0) * t.SGLANG_CLIP_NEW_TOKENS.value
+    return ramp(usage + most / capacity.mean, 0.7, 1.0)
 
 
 def _reservation(facts: Facts, open_share: float) -> Candidate:

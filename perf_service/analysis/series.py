@@ -14,6 +14,7 @@ from perf_service.models.window import Window, histogram_quantile
 _MIN_PARTS = 2
 _MIN_REQUESTS = 20.0
 _MIN_LENGTHS = 30.0
+_SCATTER_SIGMA = 4.0  # few parts: their own scatter is known roughly
 _SIGMA = 5.0  # a Poisson rate differs by this many standard deviations once in millions of comparisons
 
 
@@ -41,6 +42,7 @@ class _Side:
     prompt_median: float | None
     itl: float | None
     itl_median: float | None
+    itls: tuple[float, ...]
     tokens: float
     demand: float
 
@@ -69,6 +71,8 @@ def slowdown(parts: Sequence[Window]) -> Change | None:
         # A slower machine slows every step; requests that stall (preempted, behind a prompt) move the mean alone.
         if before.itl_median and after.itl_median and after.itl_median < t.LOAD_SAME_RATIO.value * before.itl_median:
             continue
+        if not _beyond_scatter(before.itls, after.itls):
+            continue
         same_rate = before.rate > 0 and _within(after.rate / before.rate, t.LOAD_SAME_RATIO.value)
         same_demand = before.demand > 0 and _within(after.demand / before.demand, t.LOAD_SAME_RATIO.value)
         same_shape = not (before.prompt and after.prompt) or _within(after.prompt / before.prompt, t.LOAD_SAME_RATIO.value)
@@ -79,6 +83,16 @@ def slowdown(parts: Sequence[Window]) -> Change | None:
             )
             best = Change(index, "time per token", before.itl, after.itl, text)
     return best
+
+
+def _beyond_scatter(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether the means differ by more than the parts of either side do among themselves: the noise of the same load."""
+    if len(before) < _MIN_PARTS or len(after) < _MIN_PARTS:
+        return False
+    low, high = sum(before) / len(before), sum(after) / len(after)
+    squares = sum((x - low) ** 2 for x in before) + sum((x - high) ** 2 for x in after)
+    error = math.sqrt(squares / max(1, len(before) + len(after) - 2) * (1 / len(before) + 1 / len(after)))
+    return abs(high - low) >= _SCATTER_SIGMA * error
 
 
 def _within(ratio: float, factor: float) -> bool:
@@ -135,6 +149,7 @@ def _side(parts: Sequence[Window]) -> _Side:
         prompt_median=middle.value if middle is not None else None,
         itl=sum(i.sum for i in itls) / gaps if gaps > 0 else None,
         itl_median=pauses.value if pauses is not None else None,
+        itls=tuple(i.mean for i in itls if i.mean is not None),
         tokens=gaps,
         demand=sum(_demand(part) for part in parts) / len(parts),
     )

@@ -42,6 +42,9 @@ KV_NEED_FULL: Final = Threshold(0.85, "ratio", "Little's law estimate of occupie
 PREEMPTIONS_PER_REQUEST: Final = Threshold(0.02, "ratio", "vLLM docs: frequent preemption; below 2 % the tail hides it")
 PREEMPTIONS_PATHOLOGICAL: Final = Threshold(0.1, "ratio", "one request in ten is computed twice")
 RETRACTIONS_PER_SECOND: Final = Threshold(1 / 60, "1/s", "SGLang hyperparameter guide: about one a minute is fine")
+SGLANG_CLIP_NEW_TOKENS: Final = Threshold(
+    4096.0, "tokens", "most that SGLang reserves for the answer of one request (schedule_policy.py, CLIP_MAX_NEW_TOKENS)"
+)
 SGLANG_USAGE_LOW: Final = Threshold(0.9, "ratio", "SGLang hyperparameter guide: token usage < 0.9 with a queue is timid admission")
 
 PREFILL_SATURATED: Final = Threshold(
@@ -58,6 +61,8 @@ PREFILL_SERVICE_SHARE: Final = Threshold(
     0.25, "ratio", "share of the time in the engine that prefill takes, to name it beside another cause"
 )
 PREFIX_PREFILL_SHARE_MIN: Final = Threshold(0.1, "ratio", "prefill share of E2E from which saving it is felt")
+PREFIX_HIT_HIGH: Final = Threshold(0.6, "ratio", "share of prompt tokens found in the cache: prefixes do survive")
+CACHE_TURNOVERS: Final = Threshold(2.0, "times", "the whole cache was written anew this often inside the window")
 PREFIX_MIN_BLOCKS: Final = Threshold(2.0, "blocks", "only whole blocks are shared; a prompt below two has nothing to share")
 PROMPT_LONG: Final = Threshold(1000.0, "tokens", "prompts whose prefill others notice: several ordinary steps on any accelerator")
 PROMPT_SHORT_RATIO: Final = Threshold(0.125, "ratio", "length over the mean length of a prompt token's own prompt: short beside it")
@@ -94,6 +99,7 @@ UNDER_USE_RUNNING: Final = Threshold(1.0, "requests", "mean running below one wh
 CONSERVATION_TOLERANCE: Final = Threshold(0.25, "ratio", "phases may miss E2E by the frontend's share, not by more")
 LITTLE_TOLERANCE: Final = Threshold(4.0, "ratio", "gauges are samples; a factor beyond this is not sampling")
 
+MISS_RATIO_CAP: Final = Threshold(30.0, "ratio", "an objective missed thirty times over is as lost as one missed a hundred times")
 SLO_RATIO_CRITICAL: Final = Threshold(4.0, "ratio", "value / target")
 SLO_RATIO_HIGH: Final = Threshold(1.5, "ratio", "value / target")
 SLO_RATIO_MEDIUM: Final = Threshold(1.1, "ratio", "value / target")
