@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
+from tests.support.prometheus_server import prometheus_program
 from tests.support.replay import Values, notation
 
 _GOT = re.compile(r"time: (?P<time>\w+),\s*exp:\s*(?:nil|\S*)?\s*got:\s*(?P<got>.*)", re.DOTALL)
@@ -20,19 +17,8 @@ _SAMPLE = re.compile(r"\{(?P<labels>[^}]*)\} (?P<value>[^,\s]+)")
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
-def promtool() -> str:
-    """The program; skips the test where it is missing, fails where PERF_SERVICE_REQUIRE_PROMETHEUS=1 says that it must be there."""
-    found = shutil.which("promtool")
-    if found is None:
-        message = "promtool is not installed (Debian: apt-get install --no-install-recommends prometheus)"
-        if os.environ.get("PERF_SERVICE_REQUIRE_PROMETHEUS") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
 def check_rules(*files: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([promtool(), "check", "rules", *map(str, files)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([prometheus_program("promtool"), "check", "rules", *map(str, files)], capture_output=True, text=True, timeout=60)
 
 
 @dataclass(frozen=True)
@@ -80,7 +66,7 @@ def asked(
     }
     path = folder / "test.json"
     path.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "30s", "tests": [test]}))
-    result = subprocess.run([promtool(), "test", "rules", str(path)], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([prometheus_program("promtool"), "test", "rules", str(path)], capture_output=True, text=True, timeout=300)
     output = result.stdout + result.stderr
     problems = re.split(r"\n\s*expr: ", output)[1:]
     if result.returncode and not problems:

@@ -10,7 +10,7 @@ import bisect
 import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Track:
 Values = dict[str, list[float | None]]
 
 
-def samples(track: Track, duration: float, step: float, wanted: Sequence[str], labels: str, start: float = 0.0) -> Values:
+def samples(track: Track, duration: float, step: float, wanted: Collection[str], labels: str, start: float = 0.0) -> Values:
     """What a scraper with this interval stores of the wanted families, under the target's labels."""
     moments = [start + index * step for index in range(round((duration - start) / step))]
     found: Values = {}
