@@ -16,6 +16,9 @@ from perf_service.models.metrics import Counter, Gauge, Hist
 RANGE = "5m"
 """Five samples at the slowest sensible scrape interval of 60 s."""
 
+SERVED = "llm:served"
+"""1 for each replica of the engine: the first series that a pack records."""
+
 _Wrap = Callable[[str], str]
 _MERGES = {Merge.SUM: "sum", Merge.MEAN: "avg", Merge.MAX: "max", Merge.MIN: "min"}
 
@@ -85,7 +88,8 @@ class Source:
 
     def foreign(self, expr: str) -> str:
         """A value by target that also other programs export, kept for the engine's targets only and given their labels."""
-        return f"({self.identity()})\n* on ({self.target}) group_left ()\n{expr}"
+        served = f'{SERVED}{{pack="{self.options.pack}"}}'
+        return f"sum by ({self.replica}) (\n  {served} * on ({self.target}) group_left () {expr}\n)"
 
     # -- how a rule becomes an expression ---------------------------------------------------------
 

@@ -6,7 +6,7 @@ First the signals, read off the engine's own series; then what is concluded from
 from __future__ import annotations
 
 from perf_service.analysis import thresholds as t
-from perf_service.analysis.alerts.promql import RANGE, Source
+from perf_service.analysis.alerts.promql import RANGE, SERVED, Source
 from perf_service.analysis.alerts.rules import PackOptions, Record
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 
@@ -65,7 +65,7 @@ def recorded(metric: str, operation: str = "") -> str:
 def records(options: PackOptions) -> tuple[Record, ...]:
     """The recording rules of an engine, in the order in which they must be evaluated."""
     source, r = Source(options), Names(options)
-    found = {recorded("served"): source.identity()}
+    found = {SERVED: source.identity()}
 
     def add(metric: str, operation: str, expr: str | None) -> None:
         if expr is not None:
