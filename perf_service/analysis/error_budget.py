@@ -106,7 +106,7 @@ def error_budget(target: SLOTarget, histories: Mapping[str, Iterable[Snapshot]],
 
     allowed = 1.0 - wanted
     burns = tuple(_burn(alert, since(alert.long_seconds), since(alert.short_seconds), allowed) for alert in ALERTS)
-    return _budget(wanted, since(PERIOD_SECONDS), burns)
+    return _budget(target, wanted, since(PERIOD_SECONDS), burns)
 
 
 def _ordered(pages: Iterable[Snapshot], now: float) -> list[Snapshot]:
@@ -214,8 +214,9 @@ def _burn(alert: BurnAlert, long: Events, short: Events, allowed: float) -> Burn
         short_rate_high=short_high,
         covered_seconds=min(alert.long_seconds, long.covered_seconds),
         requests=long.requests,
-        # Of a few requests one bad one is a large share: fewer than EVENTS_MIN are chance.
-        alerting=_both(low, short_low, alert) and long.bad_low >= t.EVENTS_MIN.value,
+        # Of a few requests one bad one is a large share: fewer than EVENTS_MIN are chance. And what is known for a moment only,
+        # as after a start, is not the long window's rate.
+        alerting=_both(low, short_low, alert) and long.bad_low >= t.EVENTS_MIN.value and long.covered_seconds >= alert.short_seconds,
     )
 
 
@@ -223,7 +224,7 @@ def _both(long: float | None, short: float | None, alert: BurnAlert) -> bool:
     return long is not None and short is not None and min(long, short) >= alert.threshold
 
 
-def _budget(wanted: float, known: Events, burns: tuple[BurnRate, ...]) -> ErrorBudget:
+def _budget(target: SLOTarget, wanted: float, known: Events, burns: tuple[BurnRate, ...]) -> ErrorBudget:
     allowed, covered = (1.0 - wanted) * known.requests, min(PERIOD_SECONDS, known.covered_seconds)
     left = (1.0 - known.bad_high / allowed, 1.0 - known.bad_low / allowed) if allowed > 0 else None
     rate = next((burn.long_rate_high for burn in burns if burn.long_rate_high is not None), None)
@@ -240,7 +241,7 @@ def _budget(wanted: float, known: Events, burns: tuple[BurnRate, ...]) -> ErrorB
         burns=burns,
         state=_state(known, left, burns),
     )
-    return _told(budget, rate)
+    return _told(budget, rate, slo_monitor.event_of(target))
 
 
 def _exhausted_in(left: float, covered: float, rate: float) -> float | None:
@@ -274,16 +275,16 @@ def _state(known: Events, left: tuple[float, float] | None, burns: tuple[BurnRat
     return BudgetState.OK
 
 
-def _told(budget: ErrorBudget, rate: float | None) -> ErrorBudget:
+def _told(budget: ErrorBudget, rate: float | None, event: str) -> ErrorBudget:
     """The budget with its sentence."""
     if budget.left_low is None or budget.left_high is None:
-        return replace(budget, message=f"No request is known in the last {rounded_days(budget.period_seconds)}.")
+        return replace(budget, message=f"No {event} is known in the last {rounded_days(budget.period_seconds)}.")
     known = rounded_days(budget.period_seconds)
     if budget.covered_seconds < 0.98 * budget.period_seconds:
         known = f"the {seconds(budget.covered_seconds)} that are known of {known}"
     is_exact = budget.bad_low == budget.bad_high
     bad = f"{budget.bad_low:,.0f}" if is_exact else f"{budget.bad_low:,.0f} to {budget.bad_high:,.0f}"
-    used = f"{bad} of {count_of(budget.requests, 'request')} bad, {100 * (1 - budget.objective_ratio):.3g} % allowed"
+    used = f"{bad} of {count_of(budget.requests, event)} bad, {100 * (1 - budget.objective_ratio):.3g} % allowed"
     if budget.left_high <= 0:
         head = f"the error budget is overspent: {1.0 - budget.left_high:.3g} times what is allowed over {known}"
     elif budget.left_low < 0:

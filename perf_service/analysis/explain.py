@@ -71,7 +71,7 @@ def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) 
         Cause.ENGINE_HANG: "Keep a stack dump, drain and restart the engine; tuning or scaling does not help a hang.",
         Cause.UPGRADE_REGRESSION: "Pin or roll back the version and report the regression; do not tune around it.",
         Cause.UNDER_USE: "The engine is far below its capacity: fewer replicas would serve this load.",
-        Cause.UNKNOWN: "The data do not name the cause; see what would settle it.",
+        Cause.UNKNOWN: "Change no flag on a guess: take more pages under load, tell the launch arguments, and look again.",
     }
     return texts[cause]
 
@@ -88,7 +88,7 @@ TITLES: dict[Cause, str] = {
 """How the sentence of a cause begins that is an event; those of latency are in `sentences`."""
 
 NAMES: dict[Cause, str] = {
-    Cause.BATCH_LIMIT: "limit on running requests",
+    Cause.BATCH_LIMIT: "batch limit",
     Cause.KV_EXHAUSTED: "KV cache exhausted",
     Cause.TOKEN_BUDGET_TOO_SMALL: "token budget per step too small",
     Cause.TOKEN_BUDGET_TOO_LARGE: "token budget per step too large",

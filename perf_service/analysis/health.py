@@ -94,11 +94,13 @@ def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottle
     hung = any(b.cause is Cause.ENGINE_HANG for b in bottlenecks)
     if not hung and not total and not _present(found) and all(s.state is SLOState.NOT_MEASURED for s in statuses):
         return None
+    # Both by the gauges or both by the times: numbers of two kinds do not compare.
+    by_gauge = found.waiting is not None and found.running is not None and found.waiting.mean >= (found.waiting_occupancy or 0.0)
     return score(
         statuses,
         error_ratio=failed / total if total > 0 else 0.0,
         waiting=found.waiting_mean if rules_queue.significant(found) else 0.0,
-        running=found.running_mean or 0.0,
+        running=found.running.mean if by_gauge and found.running is not None else found.running_mean or 0.0,
         preemptions_per_request=found.preemptions_per_request or 0.0,
         hung=hung,
         replicas=found.window.replicas,

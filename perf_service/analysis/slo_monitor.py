@@ -43,6 +43,11 @@ def wanted_share(target: SLOTarget) -> float | None:
     return share if share is not None and 0.0 < share < 1.0 else None
 
 
+def event_of(target: SLOTarget) -> str:
+    """What is counted: requests, or tokens for the time between tokens and the prefix cache."""
+    return "token" if target.base_metric in ("itl", "prefix_cache_hit_ratio") else "request"
+
+
 def source_of(window: Window, target: SLOTarget) -> Hist | None:
     """The histogram that a latency objective is read from: its own, else one of the same meaning; None where none was measured."""
     hist = target.histogram
@@ -148,7 +153,7 @@ def _attainment_status(window: Window, target: SLOTarget, hist: Hist) -> SLOStat
     goal = _amount(target, target.target_value)
     word = {SLOState.MET: "met", SLOState.MISSED: "missed", SLOState.UNDECIDED: "undecided"}[state]
     text = (
-        f"{percent_range(low, high)} of {count_of(attainment.samples, 'request')} had {_name(target)} "
+        f"{percent_range(low, high)} of {count_of(attainment.samples, event_of(target))} had {_name(target)} "
         f"{'within' if is_ceiling else 'above'} {goal}, wanted {percent(wanted)}: {word}"
     )
     if low != high:

@@ -25,7 +25,7 @@ from perf_service.cli.remote import (
     subject,
     watch_updates,
 )
-from perf_service.cli.text import clock_time, number, title_of
+from perf_service.cli.text import clock_time, title_of
 
 __all__ = ["analyze"]
 
@@ -89,6 +89,7 @@ def list_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List analyses, newest first."""
+    from perf_service.cli.diagnosis_view import cause_name
     from perf_service.v1 import analysis_pb2
     from perf_service.v1 import analyze_service_pb2 as pb
 
@@ -99,8 +100,8 @@ def list_(
             a.analysis_id,
             a.fleet_id or a.instance_id,
             clock_time(a.created_at.seconds),
-            title_of(enum_name(analysis_pb2.Cause, a.bottlenecks[0].cause, "CAUSE_")) if a.bottlenecks else "-",
-            number(a.overall_health_score) if a.HasField("overall_health_score") else "unknown",
+            cause_name(enum_name(analysis_pb2.Cause, a.bottlenecks[0].cause, "CAUSE_")) if a.bottlenecks else "-",
+            _health(a.overall_health_score if a.HasField("overall_health_score") else None, a.health_status),
         )
         for a in response.analyses
     )
@@ -113,30 +114,46 @@ def watch(
     fleet: FleetOption = "",
     interval: Annotated[float, typer.Option("--interval", min=0, help="Seconds between two looks (0: the server's).")] = 0.0,
     slo: SLOOption = None,
+    confirmations: Annotated[int, typer.Option("--confirmations", min=0, help="Looks that must agree on a change (0: 3).")] = 0,
     server: ServerOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Print every change of health, until interrupted."""
-    from perf_service.v1 import analysis_pb2
+    """Print every change of health that lasts, until interrupted."""
+    from perf_service.cli.diagnosis_view import cause_name
+    from perf_service.v1 import analysis_pb2, slo_pb2
     from perf_service.v1 import analyze_service_pb2 as pb
 
-    request = pb.WatchHealthRequest(**subject(instance_id, fleet), interval_seconds=interval, slo_targets=slo_targets(slo))
+    request = pb.WatchHealthRequest(
+        **subject(instance_id, fleet), interval_seconds=interval, slo_targets=slo_targets(slo), confirmations=confirmations
+    )
     for update in watch_updates(server, _stub, "WatchHealth", request, output):
         if update.HasField("report"):
             r = update.report
-            health = number(r.health_score) if r.HasField("health_score") else "unknown"
-            cause = title_of(enum_name(analysis_pb2.Cause, r.cause, "CAUSE_")) or "-"
+            health = _health(r.health_score if r.HasField("health_score") else None, r.status)
+            cause = cause_name(enum_name(analysis_pb2.Cause, r.cause, "CAUSE_")) or "-"
             out().print(f"{clock_time(r.at.seconds)}  {r.fleet_id or r.instance_id}  health {health}  {cause}  {r.summary}", soft_wrap=True)
+            for status in r.slo_statuses:
+                if status.budget.state in (slo_pb2.BUDGET_STATE_FAST_BURN, slo_pb2.BUDGET_STATE_SLOW_BURN, slo_pb2.BUDGET_STATE_EXHAUSTED):
+                    state = title_of(enum_name(slo_pb2.BudgetState, status.budget.state, "BUDGET_STATE_")).upper()
+                    out().print(f"    {status.target.metric_name}: {state}: {status.budget.message}", soft_wrap=True)
+
+
+def _health(score: float | None, status: Any) -> str:
+    """`62 degraded`; a status without a score: `no load`."""
+    from perf_service.v1 import analysis_pb2
+
+    word = title_of(enum_name(analysis_pb2.HealthStatus, status, "HEALTH_STATUS_")) or "unknown"
+    return word if score is None else f"{score:.0f} {word}"
 
 
 def _print(message: Any) -> None:
-    from perf_service.cli import render
+    from perf_service.cli import diagnosis_view, render
     from perf_service.rpc.convert.analysis import ANALYSIS
 
     analysis = ANALYSIS.from_proto(message)
-    rows = render.analysis_view(analysis)
+    rows = diagnosis_view.analysis_view(analysis)
     if analysis.window is not None and message.HasField("window"):
-        rows.append(("MEASURED", render.measured_table(analysis.window)))
+        rows.append(("MEASURED", diagnosis_view.measured_table(analysis.window)))
     if analysis.analysis_id:
         rows.append(("ID", analysis.analysis_id))
     render.sections(out(), rows)

@@ -112,7 +112,7 @@ class _Demo:
 
     def diagnose(self) -> None:
         """Collect and analyze through the API."""
-        from perf_service.cli import render
+        from perf_service.cli import diagnosis_view, render
         from perf_service.cli.analyses import _stub
         from perf_service.rpc.convert.analysis import ANALYSIS
         from perf_service.v1 import analyze_service_pb2 as pb
@@ -125,7 +125,7 @@ class _Demo:
             response = self.ask(_stub, "Analyze", request)
         self.analysis_id = response.analysis.analysis_id
         analysis = ANALYSIS.from_proto(response.analysis)
-        render.sections(self.console, render.analysis_view(analysis))
+        render.sections(self.console, diagnosis_view.analysis_view(analysis))
 
     def plan(self) -> Any:
         """A plan from that very analysis."""

@@ -31,7 +31,7 @@ from perf_service.models.metrics import Engine, IssueCode
 from perf_service.models.slo import SLOTarget, parse_slo
 
 if TYPE_CHECKING:
-    from perf_service.models.analysis import Analysis
+    from perf_service.models.analysis import Analysis, SLOStatus
     from perf_service.models.metrics import Snapshot
     from perf_service.models.plan import Plan, PredictedEffect, Prediction
     from perf_service.models.window import Window
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "EngineChoice", "diagnose", "doctor"]
 
 DEFAULT_INTERVAL_SECONDS = 10.0
+BUDGET_SECONDS_MIN = 3600.0
+"""A 30-day budget seen through a keyhole says nothing; see the server's `analyze` for one over its history."""
 _ID = "doctor"  # the instance, which has no id of its own here
 EngineChoice = Annotated[str, typer.Option("--engine", help="auto, vllm, sglang or tgi.")]
 
@@ -188,6 +190,8 @@ def diagnose(
     analysis = AnalysisEngine().analyze(
         snapshots if len(snapshots) > 1 else last, last.engine, list(objectives) or None, config=known if len(known) else None
     )
+    if last.collected_at is not None:
+        analysis = replace(analysis, slo_statuses=tuple(_with_budget(s, snapshots, last.collected_at) for s in analysis.slo_statuses))
     plan = OptimizationEngine().generate_plan(
         analysis,
         known if len(known) else None,
@@ -200,6 +204,14 @@ def diagnose(
     if changes and len(changes) and window is not None:
         what_if = Predictor().predict(windows_of(snapshots) or [window], known, changes.values())
     return Diagnosis(tuple(snapshots), window, analysis, plan, what_if)
+
+
+def _with_budget(status: SLOStatus, snapshots: Sequence[Snapshot], now: float) -> SLOStatus:
+    """With its error budget, where the pages or the engine's own totals since its start tell of an hour or more."""
+    from perf_service.analysis.error_budget import error_budget
+
+    budget = error_budget(status.target, {"": snapshots}, now)
+    return replace(status, budget=budget) if budget is not None and budget.covered_seconds >= BUDGET_SECONDS_MIN else status
 
 
 def told_config(config: EngineConfig, engine: Engine, version: str = "") -> EngineConfig:
@@ -243,7 +255,7 @@ def _json(diagnosis: Diagnosis) -> str:
 def _print(diagnosis: Diagnosis) -> None:
     from rich.text import Text
 
-    from perf_service.cli import render, text
+    from perf_service.cli import diagnosis_view, render, text
 
     console = out()
     last, window = diagnosis.snapshots[-1], diagnosis.window
@@ -260,9 +272,9 @@ def _print(diagnosis: Diagnosis) -> None:
         span += ", time between them unknown: no rates (give --interval SECONDS)"
     console.print(head.append(f"  {span}", style="dim"))
     console.print()
-    rows = render.analysis_view(diagnosis.analysis)
+    rows = diagnosis_view.analysis_view(diagnosis.analysis)
     if window is not None:
-        rows.append(("MEASURED", render.measured_table(window)))
+        rows.append(("MEASURED", diagnosis_view.measured_table(window)))
     rows += render.plan_view(diagnosis.plan)
     if diagnosis.what_if is not None:
         rows.append(("WHAT IF", render.prediction_view(diagnosis.what_if[0], diagnosis.what_if[1])))

@@ -28,7 +28,7 @@ def seconds(value: float | None) -> str:
         return "0 s"
     if abs(value) >= 2 * 86_400:
         return rounded_days(value)
-    if abs(value) >= 7200:
+    if abs(value) >= 7200 or abs(value) == 3600:
         hours, minutes = divmod(round(value / 60), 60)
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     if abs(value) >= 120:
