@@ -136,9 +136,6 @@ class App:
             ),
         )
         self.pipeline = Pipeline(self.store, source=source, history=scraped, clock=time.time, new_id=random_id)
-        self.manager = WorkflowManager(
-            self.store, pipeline=self.pipeline, targets=self._targets, clock=time.time, lease_ttl_seconds=settings.lease_seconds
-        )
         self._buffer = SnapshotBuffer(self.store, trouble=self._not_kept)
         self._history = History(self.store, history_policy(settings))
         self.scheduler = ScrapeScheduler(
@@ -148,6 +145,14 @@ class App:
             clock=WallClock(),
             rng=random.Random(),  # noqa: S311 (jitter)
             concurrency=settings.scrape_concurrency,
+        )
+        self.manager = WorkflowManager(
+            self.store,
+            pipeline=self.pipeline,
+            targets=self._targets,
+            clock=time.time,
+            lease_ttl_seconds=settings.lease_seconds,
+            instance_changed=self.scheduler.renew,
         )
         try:
             self._server = RpcServer(self._services(), server_options(settings), registry=self.registry)

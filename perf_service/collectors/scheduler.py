@@ -90,6 +90,14 @@ class ScrapeScheduler:
         self._instances[instance.instance_id] = instance
         self._changed.set()
 
+    def renew(self, instance: Instance) -> None:
+        """What is registered of it has changed (its flags after a rollout): later scrapes carry that, their rhythm stays.
+
+        Unknown ids are passed over.
+        """
+        if instance.instance_id in self._instances:
+            self._instances[instance.instance_id] = instance
+
     def remove(self, instance_id: str) -> None:
         """Stop scraping it; unknown ids are fine."""
         self._schedule.remove(instance_id)

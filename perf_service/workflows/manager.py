@@ -73,6 +73,7 @@ class WorkflowManager:
 
     A server gives its own `store`, `pipeline` and `targets` and runs `run()` as a task; then `start` returns at once and the loop drives.
     Without a loop `start_workflow` drives the workflow itself. `wait` is for tests with a virtual clock.
+    `instance_changed` is told the registration of an instance whose flags a completed rollout changed.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class WorkflowManager:
         wait: Wait | None = None,
         lease_ttl_seconds: float = 15.0,
         concurrency: int = 16,
+        instance_changed: Callable[[Instance], None] = lambda instance: None,
     ) -> None:
         self._store: Store = store if store is not None else SqlStore.open("sqlite://", clock=clock)
         self._own_scrape = None if source is not None or pipeline is not None else _OwnScrape()
@@ -108,6 +110,7 @@ class WorkflowManager:
             wait=wait,
             lease_ttl_seconds=lease_ttl_seconds,
             concurrency=concurrency,
+            instance_changed=instance_changed,
         )
 
     @property

@@ -86,12 +86,14 @@ class Reconciler:
         wait: Wait | None = None,
         lease_ttl_seconds: float = LEASE_TTL_SECONDS,
         concurrency: int = 16,
+        instance_changed: Callable[[Instance], None] = lambda instance: None,
     ) -> None:
         self._store = store
         self._observer = observer
         self._scene_of = scene_of
         self._clock = clock
         self._wait: Wait = wait or store.wait_for_events
+        self._instance_changed = instance_changed
         self._ttl = lease_ttl_seconds
         self._ticks = asyncio.Semaphore(concurrency)
         self._runs: dict[str, asyncio.Task[None]] = {}
@@ -218,7 +220,7 @@ class Reconciler:
                 instance = await self._store.get_instance(replica.instance_id)
                 config = instance.config.with_changes(workflow.changes)
                 if config != instance.config:
-                    await self._store.update_instance(replace(instance, config=config), expect_etag=instance.etag)
+                    self._instance_changed(await self._store.update_instance(replace(instance, config=config), expect_etag=instance.etag))
 
     async def _ledger_entry(self, workflow: Workflow) -> LedgerEntry:
         causes: list[str] = []

@@ -53,6 +53,7 @@ class World:
         ]
         self.fleet = Fleet("f1", Engine.VLLM, target=TargetSpec(TargetKind.LOCAL))
         self.target = VirtualTarget(self)
+        self.changed: list[Instance] = []
         self.outage = False
         self.pages_from: Callable[[int, str], str] = lambda _, page: page
         self._hooks: list[tuple[float, int, Hook]] = []
@@ -72,7 +73,13 @@ class World:
     def manager(self) -> WorkflowManager:
         """A manager as a new process would make it."""
         return WorkflowManager(
-            self.store, source=self, targets=self, clock=self.now, new_id=lambda p: f"{p}-{next(self._ids)}", wait=self.wait
+            self.store,
+            source=self,
+            targets=self,
+            clock=self.now,
+            new_id=lambda p: f"{p}-{next(self._ids)}",
+            wait=self.wait,
+            instance_changed=self.changed.append,
         )
 
     def after(self, seconds: float, hook: Hook) -> None:

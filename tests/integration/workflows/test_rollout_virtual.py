@@ -48,6 +48,7 @@ async def test_a_planted_bottleneck_is_cured_and_the_effect_is_measured() -> Non
     assert configs(world) == {16}
     registered = [await world.store.get_instance(i.instance_id) for i in world.instances]
     assert {i.config.get("max_num_seqs") for i in registered} == {16}, "the next analysis judges by the new limit"
+    assert world.changed == registered, "and so does whoever keeps a copy, such as the scraper"
     assert [(r.percent, len(r.replicas)) for r in done.rollout_history] == [(10, 1), (50, 2), (100, 4)]
     assert done.outcome is not None
     ttft = next(e for e in done.outcome.effects if e.metric == "ttft_seconds_mean")
@@ -68,6 +69,7 @@ async def test_a_harmful_change_is_rolled_back_after_one_replica() -> None:
     assert done.status is S.ROLLED_BACK, done.message
     assert world.target.configs == before
     assert [(await world.store.get_instance(i.instance_id)).config for i in world.instances] == [i.config for i in world.instances]
+    assert world.changed == []
     assert {name for _, name, _ in world.target.journal} == {"r0"}
     assert done.failure_reason == "relative"
     (entry,) = await world.store.ledger()

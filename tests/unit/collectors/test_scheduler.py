@@ -6,10 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from perf_service.collectors.scheduler import ScrapeScheduler
+from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import Instance
 from perf_service.models.metrics import Engine, Snapshot
@@ -185,3 +187,21 @@ async def test_a_bad_interval_is_refused() -> None:
     bench = Bench()
     with pytest.raises(ValueError, match="interval_seconds"):
         bench.scheduler.add(instance("a", 0.0))
+
+
+async def test_what_a_rollout_changed_is_carried_by_later_scrapes_in_the_same_rhythm() -> None:
+    seen: list[tuple[float, object]] = []
+
+    async def keep(instance: Instance, snapshot: Snapshot) -> None:
+        seen.append((bench.clock.now, instance.config.get("max_num_seqs")))
+
+    bench = Bench(on_snapshot=keep)
+    before = Instance("a", Engine.VLLM, "http://a", config=EngineConfig.of({"max_num_seqs": 2}), scrape_interval_seconds=10.0)
+    bench.scheduler.add(before)
+    while not seen:
+        await bench.step(1.0)
+    bench.scheduler.renew(replace(before, config=EngineConfig.of({"max_num_seqs": 64})))
+    bench.scheduler.renew(replace(before, instance_id="unknown"))
+    for _ in range(10):
+        await bench.step(1.0)
+    assert seen == [(seen[0][0], 2), (seen[0][0] + 10.0, 64)]
