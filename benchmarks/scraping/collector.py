@@ -24,7 +24,10 @@ TICK_SECONDS = 0.005
 
 
 class Watch:
-    """How late a task that only sleeps is woken, and how long garbage collections take."""
+    """How late a task that only sleeps is woken, and how long garbage collections take.
+
+    Of a stall that part is our own in which this process used the processor; for the rest others had it.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -33,6 +36,7 @@ class Watch:
     def reset(self) -> None:
         """Begin anew."""
         self.late: list[float] = []
+        self.own: list[float] = []
         self.collections: dict[int, list[float]] = {0: [], 1: [], 2: []}
 
     def _collected(self, phase: str, info: dict[str, int]) -> None:
@@ -43,21 +47,24 @@ class Watch:
 
     async def tick(self) -> None:
         """For ever."""
-        due = time.perf_counter()
+        due, used = time.perf_counter(), time.process_time()
         while True:
             due += TICK_SECONDS
             await asyncio.sleep(due - time.perf_counter())
-            now = time.perf_counter()
+            now, before, used = time.perf_counter(), used, time.process_time()
             self.late.append(now - due)
+            self.own.append(min(now - due, used - before))
             due = max(due, now - TICK_SECONDS)
 
     def stats(self) -> dict[str, object]:
         """Milliseconds."""
-        late = sorted(self.late) or [0.0]
+        late, own = sorted(self.late) or [0.0], sorted(self.own) or [0.0]
         return {
             "stall_max_ms": late[-1] * 1e3,
             "stall_p999_ms": late[int(len(late) * 0.999)] * 1e3,
             "stall_p99_ms": late[int(len(late) * 0.99)] * 1e3,
+            "own_stall_max_ms": own[-1] * 1e3,
+            "own_stall_p999_ms": own[int(len(own) * 0.999)] * 1e3,
             "gc_count": {generation: len(pauses) for generation, pauses in self.collections.items()},
             "gc_max_ms": {generation: max(pauses, default=0.0) * 1e3 for generation, pauses in self.collections.items()},
             "gc_total_ms": sum(map(sum, self.collections.values())) * 1e3,
@@ -67,7 +74,7 @@ class Watch:
 async def collect(url: str, interval: float, is_watched: bool, ports: list[int]) -> None:
     """Until standard input ends."""
     with tempfile.TemporaryDirectory() as folder:
-        app = build_app(load_settings(port=0, database_url=url, state_dir=Path(folder), log_level="warning"))
+        app = build_app(load_settings(port=0, database_url=url, state_dir=Path(folder), log_level="error" if is_watched else "warning"))
         for index, port in enumerate(ports):
             endpoint = f"http://127.0.0.1:{port}"
             await app.store.create_instance(Instance(f"replica-{index:04}", Engine.VLLM, endpoint, scrape_interval_seconds=interval))
