@@ -9,6 +9,9 @@ LOWEST := .venv-lowest
 BENCHMARKS := parser.py store.py simulator_reality.py
 PYTEST_ARGS ?=
 
+# The tests start hundreds of Python processes: without byte code each would compile the whole package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help alerts demo test unit check fix bench bench-diagnosis proto breaking test-lowest clean distclean venv
 
