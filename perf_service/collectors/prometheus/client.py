@@ -20,6 +20,7 @@ from perf_service.collectors.fetch import (
     looks_like_html,
 )
 from perf_service.collectors.prometheus.matchers import parse_matchers
+from perf_service.collectors.prometheus.matrix import read_matrix
 from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import PrometheusSource
@@ -29,7 +30,7 @@ DEFAULT_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 """An engine's scrape is about 70 kB of JSON with its labels, and 10 kB more for each further one."""
 _LONGEST_GET_CHARS: Final = 2000
 """A longer query goes as a POST, which every server of this API takes, but not every proxy before it."""
-_THREAD_BYTES: Final = 512 * 1024
+_THREAD_BYTES: Final = 256 * 1024
 _RESERVED_HEADERS: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "upgrade", "te", "trailer"}
 )
@@ -187,7 +188,7 @@ class PrometheusClient:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return (read_matrix(body) if len(body) > _THREAD_BYTES else None) or json.loads(body)
     except ValueError:
         return None
 

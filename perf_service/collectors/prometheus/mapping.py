@@ -7,6 +7,7 @@ parser and dialect. That is why the windows come out the same.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from perf_service.collectors.prometheus.matchers import label_name, quoted
+from perf_service.collectors.prometheus.matrix import TextSeries
 from perf_service.collectors.prometheus.selecting import UP, own_labels, prefixes_of
 from perf_service.models.metrics import Engine
 
@@ -64,15 +66,14 @@ class _Target:
         return sum(metric.get(key) == value for key, value in self.labels.items())
 
 
-def targets_of(entries: Sequence[Entry], engine: Engine | None = None) -> list[TargetHistory]:
-    """The engines among the series of a matrix (`metric`, `values`), each with its pages. What has no metric of an engine is left out."""
+def targets_of(entries: Sequence[Entry], engine: Engine | None = None, *, newest: int = 0) -> list[TargetHistory]:
+    """The engines among the series of a matrix (`metric`, `values`), each with its pages. What has no metric of an engine is left out.
+
+    With `newest` only so many of the newest pages are made.
+    """
     prefixes = prefixes_of(engine)
-    engines = [
-        target
-        for target in _sorted_out(entries, engine)
-        if any(entry["metric"].get(_NAME, "").startswith(prefixes) for entry in target.entries)
-    ]
-    return sorted(map(_history, engines), key=lambda history: history.name)
+    engines = [target for target in _sorted_out(entries, engine) if any(name_of(entry).startswith(prefixes) for entry in target.entries)]
+    return sorted((_history(target, newest) for target in engines), key=lambda history: history.name)
 
 
 def merged(parts: Iterable[Sequence[TargetHistory]]) -> list[TargetHistory]:
@@ -104,24 +105,24 @@ def _sorted_out(entries: Sequence[Entry], engine: Engine | None) -> list[_Target
     by_address: dict[tuple[str | None, str | None], list[_Target]] = {}
     rest = []
     for entry in entries:
-        metric = entry["metric"]
-        if metric.get(_NAME) != UP:
+        if name_of(entry) != UP:
             rest.append(entry)
             continue
+        metric = entry["metric"]
         labels = {key: value for key, value in metric.items() if key != _NAME}
         target = _Target(labels, {float(at): float(value) > 0 for at, value in entry.get("values", ())})
         targets.append(target)
         by_address.setdefault((labels.get("job"), labels.get("instance")), []).append(target)
     orphans = []
     for entry in rest:
-        metric = entry["metric"]
-        candidates = by_address.get((metric.get("job"), metric.get("instance")))
+        candidates = by_address.get((label_of(entry, "job"), label_of(entry, "instance")))
         if not candidates:
             orphans.append(entry)
         elif len(candidates) == 1:
             candidates[0].entries.append(entry)
         else:
-            max(candidates, key=lambda target: target.agreement(metric)).entries.append(entry)
+            agreement = [target.agreement(entry["metric"]) for target in candidates]
+            candidates[agreement.index(max(agreement))].entries.append(entry)
     return targets + _inferred(orphans, engine, has_targets=any(target.entries for target in targets))
 
 
@@ -142,33 +143,55 @@ def _inferred(orphans: Sequence[Entry], engine: Engine | None, *, has_targets: b
     return targets
 
 
-def _history(target: _Target) -> TargetHistory:
+def _history(target: _Target, newest: int) -> TargetHistory:
     lines: dict[float, list[bytes]] = {}
     native = []
-    series: list[tuple[bytes, Sequence[Any]]] = []
+    series: list[tuple[bytes, list[tuple[float, bytes]]]] = []
+    spell = _Speller(target.labels)
+    clock: dict[str, float] = {}
     for entry in target.entries:
-        values = entry.get("values")
-        if values is None:
-            native.append(str(entry["metric"].get(_NAME)))
-            continue
-        series.append((_spelled(entry["metric"], target.labels), values))
+        if isinstance(entry, TextSeries) and entry.is_plain:
+            samples = []
+            for written, value in entry.samples(newest and newest + 1):
+                at = clock.get(written)
+                if at is None:
+                    at = clock[written] = float(written)
+                samples.append((at, value.encode()))
+            series.append((spell.text(entry), samples))
+        elif (values := entry.get("values")) is not None:
+            series.append((spell.metric(entry["metric"]), [(at, value.encode()) for at, value in values[-newest - 1 if newest else 0 :]]))
+        else:
+            native.append(name_of(entry))
     times = sorted(at for at, is_up in target.ups.items() if is_up) if target.ups else _scrape_times(series)
-    exact = {at: at for at in times}
-    for prefix, values in series:
-        for at, value in values:
+    times = times[-newest:]
+    exact: dict[float, float | None] = {at: at for at in times}
+    for prefix, samples in series:
+        for at, text in samples:
             time = exact.get(at)
             if time is None:
-                time = _nearest(times, at)
+                time = exact[at] = _nearest(times, at)
                 if time is None:
                     continue  # not of a scrape: written by a rule
-                exact[at] = time
-            lines.setdefault(time, []).append(b"%b %b\n" % (prefix, value.encode()))
+            lines.setdefault(time, []).append(b"%b %b\n" % (prefix, text))
     scrapes = tuple(Scrape(at, b"".join(lines[at]), len(lines[at])) for at in sorted(lines))
     failed = tuple(sorted(at for at, is_up in target.ups.items() if not is_up))
     return TargetHistory(target.labels, scrapes, failed, tuple(dict.fromkeys(native)))
 
 
-def _scrape_times(series: Sequence[tuple[bytes, Sequence[Any]]]) -> list[float]:
+def name_of(entry: Entry) -> str:
+    """The metric's name."""
+    return entry.name if isinstance(entry, TextSeries) and entry.is_plain else str(entry["metric"].get(_NAME, ""))
+
+
+def label_of(entry: Entry, name: str) -> str | None:
+    """The value of a label; None where there is none."""
+    if isinstance(entry, TextSeries) and entry.is_plain:
+        return entry.label(name)
+    value: str | None = entry["metric"].get(name)
+    return value
+
+
+def _scrape_times(series: Sequence[tuple[bytes, Sequence[tuple[float, bytes]]]]) -> list[float]:
     """The times at which most of the series have a sample: those of scrapes, not of rules."""
     counts = Counter(at for _, values in series for at, _ in values)
     grouped: list[tuple[float, int]] = []
@@ -187,22 +210,47 @@ def _nearest(times: Sequence[float], at: float) -> float | None:
     return min(near, key=lambda time: abs(time - at), default=None)
 
 
-def _spelled(metric: Mapping[str, str], target: Mapping[str, str]) -> bytes:
-    """The series as the engine's page had it: without the target's labels, and with its own where the target's stood in their way.
+class _Speller:
+    """Writes series as the engine's page had them: without the target's labels, and with its own where the target's stood in their way.
 
-    A label that differs from the target's was the page's own and won over it (`honor_labels`).
+    A label that differs from the target's was the page's own and won over it (`honor_labels`). What is left when the target's labels
+    are cut out of a series is the same for every replica, and is worked out once.
     """
-    labels = []
-    for key, value in metric.items():
-        if key == _NAME or target.get(key) == value:
-            continue
-        bare = key
-        while bare.startswith(_EXPORTED):
-            bare = bare.removeprefix(_EXPORTED)
-        name = bare if bare in target else key
-        labels.append(f"{label_name(name)}={_escaped(value)}")
-    name = metric.get(_NAME, "")
-    return (f"{name}{{{','.join(labels)}}}" if labels else name).encode()
+
+    def __init__(self, target: Mapping[str, str]) -> None:
+        self._target = target
+        self._cut = [f',"{name}":{json.dumps(value, ensure_ascii=False)}' for name, value in target.items()]
+        self._names = frozenset(target)
+
+    def text(self, series: TextSeries) -> bytes:
+        """The series before its value, as a line of a page."""
+        rest = series.labels_text
+        for pair in self._cut:
+            rest = rest.replace(pair, "", 1)
+        known = _SPELLED.get((self._names, rest))
+        if known is None:
+            if len(_SPELLED) >= _MOST_SPELLED:
+                _SPELLED.clear()
+            known = _SPELLED[self._names, rest] = self.metric(json.loads(rest))
+        return known
+
+    def metric(self, metric: Mapping[str, str]) -> bytes:
+        """As `text`, of labels that have been read."""
+        labels = []
+        for key, value in metric.items():
+            if key == _NAME or self._target.get(key) == value:
+                continue
+            bare = key
+            while bare.startswith(_EXPORTED):
+                bare = bare.removeprefix(_EXPORTED)
+            name = bare if bare in self._names else key
+            labels.append(f"{label_name(name)}={_escaped(value)}")
+        name = metric.get(_NAME, "")
+        return (f"{name}{{{','.join(labels)}}}" if labels else name).encode()
+
+
+_SPELLED: dict[tuple[frozenset[str], str], bytes] = {}
+_MOST_SPELLED: Final = 65_536
 
 
 def _escaped(value: str) -> str:

@@ -18,7 +18,7 @@ from perf_service.collectors.prometheus.history import (
     read_raw,
     unreachable,
 )
-from perf_service.collectors.prometheus.mapping import Scrape, TargetHistory, targets_of
+from perf_service.collectors.prometheus.mapping import Entry, Scrape, TargetHistory, label_of, targets_of
 from perf_service.collectors.prometheus.matchers import Matcher, any_of, parse_matchers
 from perf_service.collectors.prometheus.quality import OLD_INTERVALS, source_issues
 from perf_service.collectors.prometheus.selecting import name_matchers
@@ -37,6 +37,8 @@ _RANGE_INTERVALS: Final = 2.5
 _SETTLING_SECONDS: Final = 10.0
 """A scrape that is younger than this and smaller than the one before may still be arriving (remote write has no transactions)."""
 _NO_ANSWER: Final = (ErrorReason.ENDPOINT_TIMEOUT, ErrorReason.ENDPOINT_UNREACHABLE, ErrorReason.ENDPOINT_HTTP_STATUS)
+_NEWEST: Final = 2
+"""The one before shows whether the newest is complete."""
 _ALIVE_INTERVALS: Final = 4.0
 _FRESH_RATIO: Final = 0.5
 
@@ -249,13 +251,12 @@ class EitherSource:
         return await (self._discovering if instance.endpoint else self._prometheus).snapshot(instance, now)
 
 
-def _by_value(series: Sequence[Mapping[str, object]], engine: Engine, label: str) -> dict[str, list[TargetHistory]]:
+def _by_value(series: Sequence[Entry], engine: Engine, label: str) -> dict[str, list[TargetHistory]]:
     """The targets by the value of the label that the members differ in."""
-    groups: dict[str, list[Mapping[str, object]]] = {}
+    groups: dict[str, list[Entry]] = {}
     for entry in series:
-        metric = entry["metric"]
-        groups.setdefault(metric.get(label, "") if label and isinstance(metric, dict) else "", []).append(entry)
-    return {value: targets_of(entries, engine) for value, entries in groups.items()}
+        groups.setdefault((label_of(entry, label) or "") if label else "", []).append(entry)
+    return {value: targets_of(entries, engine, newest=_NEWEST) for value, entries in groups.items()}
 
 
 def _match(group: _Group, values: Sequence[str]) -> str:

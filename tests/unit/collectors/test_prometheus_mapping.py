@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from perf_service.collectors.prometheus.history import interval_of, only_target
-from perf_service.collectors.prometheus.mapping import TargetHistory, merged, targets_of, thinned
+from perf_service.collectors.prometheus.mapping import TargetHistory, label_of, merged, name_of, targets_of, thinned
+from perf_service.collectors.prometheus.matrix import read_matrix
 from perf_service.collectors.prometheus.quality import source_issues
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import PrometheusSource
@@ -147,3 +149,31 @@ def test_what_is_wrong_with_the_data_is_told() -> None:
     assert "a store is down" in text
     assert "vllm:e2e_request_latency_seconds" in text
     assert [issue.code for issue in source_issues(found, (), until=40.0)] == [IssueCode.GAP, IssueCode.MISSING_METRIC]
+
+
+def test_text_of_a_large_answer_says_the_same_as_json() -> None:
+    metrics = [
+        {"__name__": "up", "instance": "a", "job": "j"},
+        {"__name__": RUNNING, "engine": "0", "instance": "a", "job": "j"},
+        {"__name__": TOKENS, "instance": "a", "job": "j", "note": 'a "quoted" \\ and {"metric": é \n'},
+        {"__name__": WAITING, "exported_job": "mine", "instance": "a", "job": "j"},
+        {"__name__": WAITING, "instance": "a", "job": "other"},
+    ]
+    series: list[dict[str, Any]] = [{"metric": metric, "values": [[10.5, "1"], [20, "NaN"], [30.25, "+Inf"]]} for metric in metrics]
+    series[0]["values"] = [[10.5, "1"], [20, "1"], [30.25, "1"]]
+    series += [{"metric": {"__name__": "vllm:native", "instance": "a", "job": "j"}, "histograms": [[10.5, {"count": "1"}]]}]
+    series += [{"metric": {"__name__": "vllm:last", "instance": "a", "job": "j"}, "values": [[10.5, "2"]]}]
+    whole = {"status": "success", "data": {"resultType": "matrix", "result": series}, "warnings": ["w"]}
+    body = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode()
+    read = read_matrix(body)
+    found = read["data"]["result"]
+    assert [{**entry} for entry in found] == series
+    assert read["warnings"] == ["w"]
+    assert [name_of(entry) for entry in found] == [entry["metric"]["__name__"] for entry in series]
+    assert [label_of(entry, "job") for entry in found] == [entry["metric"]["job"] for entry in series]
+    assert targets_of(found) == targets_of(series)
+    assert lines(targets_of(found)[0])[0][2] == WAITING + '{job="mine"} 1'
+    assert [s.at for s in targets_of(found, newest=2)[0].scrapes] == [20, 30.25]
+    empty = b'{"status":"success","data":{"resultType":"matrix","result":[]}}'
+    for other in (b"", b"{}", body[:-20], body.replace(b'"matrix"', b'"vector"'), empty):
+        assert read_matrix(other) is None
