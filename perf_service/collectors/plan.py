@@ -10,7 +10,17 @@ from itertools import pairwise
 from math import inf
 from operator import itemgetter, le
 
-from perf_service.collectors.dialects.base import LARGEST_INTEGER, MAX_TEXT_CHARS, Binding, Dialect, Part, Rule, Slot, group_of
+from perf_service.collectors.dialects.base import (
+    LARGEST_INTEGER,
+    MAX_TEXT_CHARS,
+    PART_SUFFIXES,
+    Binding,
+    Dialect,
+    Part,
+    Rule,
+    Slot,
+    group_of,
+)
 from perf_service.collectors.series_syntax import Series
 from perf_service.models.config import EngineConfig, KnobValue, Source
 from perf_service.models.metrics import Counter, Gauge, Hist, Histogram
@@ -30,14 +40,16 @@ class Plan:
         self.own_series = 0
         self.model_name = ""
         self.special: list[tuple[Binding, int]] = []
-        groups: defaultdict[int, Entries] = defaultdict(list)
+        # By spelling of a rule and by what the page has for it: a relay may have `vllm_x` beside `vllm:x`, or `x` beside `x_total`.
+        groups: defaultdict[int, dict[str, Entries]] = defaultdict(dict)
         for position, one in enumerate(series):
             binding = one.binding
             if not isinstance(binding, Binding):
                 continue
             self.own_series += binding.own
             for slot in binding.slots:
-                groups[slot.group].append((slot, position))
+                literal = one.name.removesuffix(PART_SUFFIXES.get(slot.part, ""))
+                groups[slot.group].setdefault(literal, []).append((slot, position))
             if binding.info is not None or binding.facts or binding.is_start:
                 self.special.append((binding, position))
             elif not self.model_name:
@@ -46,8 +58,11 @@ class Plan:
         self.histograms: list[tuple[Rule, Hist, tuple[Spelling, ...]]] = []
         for index, rule in enumerate(dialect.rules):
             target = rule.target
-            found = [(name, groups.get(group_of(index, spelling))) for spelling, name in enumerate(rule.names)]
-            there = [(name, without_classes(entries)) for name, entries in found if entries]
+            there = [
+                (literal, without_classes(entries))
+                for spelling, name in enumerate(rule.names)
+                for literal, entries in sorted(groups.get(group_of(index, spelling), {}).items(), key=lambda item: item[0] != name)
+            ]
             if not there:
                 continue
             if isinstance(target, Hist):
@@ -74,7 +89,8 @@ class Told:
 
 def _told(dialect: Dialect, special: Iterable[tuple[Binding, float]]) -> Told:
     config: dict[str, KnobValue] = {}
-    capacity = 0.0
+    # A rank tells its cache once; what a process left behind in a multiprocess folder that was not wiped is not a second cache.
+    capacities: dict[str, float] = {}
     start: float | None = None
     for binding, value in special:
         if not abs(value) <= LARGEST_INTEGER:
@@ -89,8 +105,9 @@ def _told(dialect: Dialect, special: Iterable[tuple[Binding, float]]) -> Told:
                 if told is not None:
                     config[label.knob] = told
             if dialect.capacity_tokens is not None:
-                capacity += dialect.capacity_tokens(binding.info) or 0.0
-    return Told(EngineConfig.of(config, Source.PAGE), capacity, start)
+                tokens = dialect.capacity_tokens(binding.info) or 0.0
+                capacities[binding.rank] = max(tokens, capacities.get(binding.rank, 0.0))
+    return Told(EngineConfig.of(config, Source.PAGE), sum(capacities.values()), start)
 
 
 Origins = tuple[tuple[str, tuple[int, ...]], ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import repeat
 from operator import le
 
@@ -54,7 +54,7 @@ class Reading:
             best = best or ranks
         if not best:
             return
-        value = _merged(rule.merge, best) * rule.scale
+        value = _merged(rule.merge, best.values()) * rule.scale
         if isinstance(target, Gauge):
             self.gauges[target] = value
             if len(best) > 1:
@@ -66,7 +66,7 @@ class Reading:
             self.derived.append(target.value)
 
     def _by_rank(self, rule: Rule, origins: Origins) -> dict[str, float]:
-        """The value of each rank: the sum over its other labels, the largest over processes that report the same."""
+        """The value of each rank: over its other labels by the rule, the largest over processes that report the same."""
         values = self._values
         ranks: dict[str, float] = {}
         for rank, positions in origins:
@@ -74,7 +74,7 @@ class Reading:
                 positions = tuple(position for position in positions if self._accepts(rule, values[position]))
                 if not positions:
                     continue
-            value = added_up(positions, values)
+            value = added_up(positions, values) if rule.merge is Merge.SUM else _merged(rule.merge, [values[p] for p in positions])
             if rank not in ranks or value > ranks[rank]:
                 ranks[rank] = value
         return ranks
@@ -141,9 +141,8 @@ def derived_histograms(engine: Engine, histograms: Mapping[Hist, Histogram]) -> 
     return derive(histograms) if derive else {}
 
 
-def _merged(merge: Merge, ranks: Mapping[str, float]) -> float:
-    numbers = ranks.values()
-    if len(ranks) == 1:
+def _merged(merge: Merge, numbers: Collection[float]) -> float:
+    if len(numbers) == 1:
         return next(iter(numbers))
     if merge is Merge.SUM:
         return math.fsum(numbers)

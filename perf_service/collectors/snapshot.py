@@ -166,9 +166,16 @@ def _page_issues(page: Page, is_openmetrics: bool) -> list[DataIssue]:
         text = f"{len(page.duplicates)} series stand on the page twice; the first value of each is taken ({names})."
         issues.append(DataIssue(IssueCode.DUPLICATE_SERIES, IssueLevel.WARNING, text))
     if page.unknown_names:
-        text = f"Names that no known version of the engine has are ignored: {_listed(page.unknown_names)}."
+        families = dict.fromkeys(_family(page, name) for name in page.unknown_names)
+        text = f"Names that no known version of the engine has are ignored: {_listed(families)}."
         issues.append(DataIssue(IssueCode.UNKNOWN_METRICS, IssueLevel.INFO, text))
     return issues
+
+
+def _family(page: Page, name: str) -> str:
+    """The declared family of a sample, so that a histogram is named once; the sample itself where none is declared."""
+    bases = (name.removesuffix(suffix) for suffix in ("_bucket", "_sum", "_count", "_total"))
+    return next((base for base in bases if base in page.types), name)
 
 
 def _nothing_known(engine: Engine, body: bytes | str) -> DataIssue:

@@ -13,7 +13,7 @@ from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
 
 
 class Merge(Enum):
-    """How the values of several data-parallel ranks become the instance's one value."""
+    """How the values of several data-parallel ranks, or of several series of one rank, become one value."""
 
     SUM = "sum"
     MEAN = "mean"
@@ -60,8 +60,8 @@ def lacking(label: str, *values: str) -> LabelTest:
 class Rule:
     """One engine-neutral metric and the engine's spellings of it, newest first.
 
-    Where a page carries several spellings (old and new names live side by side for a release or two), they are not added
-    up: the first that has a non-zero value is taken. `scale` converts the engine's unit. `derived` marks a value that the
+    Where a page carries several spellings (old and new names live side by side for a release or two, a relay adds its own), they
+    are not added up: the first that has a non-zero value is taken. `scale` converts the engine's unit. `derived` marks a value that the
     engine means differently and that only approximates the target.
     """
 
@@ -143,7 +143,7 @@ class Binding:
 Histograms = dict[Hist, Histogram]
 DeriveHistograms = Callable[[Mapping[Hist, Histogram]], Histograms]
 
-_PART_SUFFIXES: Final = ((Part.BUCKET, "_bucket"), (Part.SUM, "_sum"), (Part.COUNT, "_count"), (Part.BARE, ""))
+PART_SUFFIXES: Final = {Part.BUCKET: "_bucket", Part.SUM: "_sum", Part.COUNT: "_count", Part.BARE: ""}
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ class Dialect:
         for index, rule in enumerate(self.rules):
             for spelling, name in enumerate(rule.names):
                 if isinstance(rule.target, Hist):
-                    for part, suffix in _PART_SUFFIXES:
+                    for part, suffix in PART_SUFFIXES.items():
                         self._table.setdefault(name + suffix, []).append((index, spelling, part))
                 else:
                     self._table.setdefault(name, []).append((index, spelling, Part.VALUE))
