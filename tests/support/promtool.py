@@ -56,7 +56,13 @@ def firing(rules: Path, cases: Mapping[str, Values], folder: Path, *, step: str,
 
 
 def asked(
-    rules: Path, series: Sequence[Mapping[str, str]], questions: Sequence[tuple[str, str]], folder: Path, step: str
+    rules: Path,
+    series: Sequence[Mapping[str, str]],
+    questions: Sequence[tuple[str, str]],
+    folder: Path,
+    step: str,
+    *,
+    evaluation_interval: str = "30s",
 ) -> list[tuple[int, dict[str, str]]]:
     """The minute and the labels of every sample that the expressions yield at their times. `__value__` is the sample's value."""
     test = {
@@ -64,12 +70,9 @@ def asked(
         "input_series": list(series),
         "promql_expr_test": [{"expr": expr, "eval_time": at, "exp_samples": []} for expr, at in questions],
     }
-    path = folder / "test.json"
-    path.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "30s", "tests": [test]}))
-    result = subprocess.run([prometheus_program("promtool"), "test", "rules", str(path)], capture_output=True, text=True, timeout=300)
-    output = result.stdout + result.stderr
+    output, failed = _run(rules, test, folder, evaluation_interval)
     problems = re.split(r"\n\s*expr: ", output)[1:]
-    if result.returncode and not problems:
+    if failed and not problems:
         raise AssertionError(output)
     found = []
     for problem in problems:
@@ -82,6 +85,24 @@ def asked(
     return found
 
 
+def summaries(rules: Path, series: Sequence[Mapping[str, str]], alert: str, at: str, folder: Path) -> list[str]:
+    """The sentences of an alert that fires at a time."""
+    test = {
+        "interval": "15s",
+        "input_series": list(series),
+        "alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": []}],
+    }
+    output, _ = _run(rules, test, folder, "30s")
+    return re.findall(r'summary="((?:[^"\\]|\\.)*)"', output)
+
+
+def _run(rules: Path, test: Mapping[str, object], folder: Path, evaluation_interval: str) -> tuple[str, bool]:
+    path = folder / "test.json"
+    path.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": evaluation_interval, "tests": [test]}))
+    command = [prometheus_program("promtool"), "test", "rules", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return result.stdout + result.stderr, result.returncode != 0
+
+
 def _minutes(text: str) -> int:
-    hours, _, rest = text.rpartition("h")
-    return 60 * int(hours or 0) + int(rest.partition("m")[0] or 0)
+    return sum(int(number) * {"d": 1440, "h": 60, "m": 1, "s": 0}[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))

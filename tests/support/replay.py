@@ -10,7 +10,7 @@ import bisect
 import gzip
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +112,13 @@ def joined(*parts: Values) -> Values:
 
 
 def notation(values: Sequence[float | None]) -> str:
-    """promtool's notation of a series; what does not move is written once."""
+    """promtool's notation of a series; what does not move is written once. A series that ends is marked stale, as by a scrape."""
     if len(set(values)) == 1 and values[0] is not None:
         return f"{_number(values[0])}x{len(values) - 1}" if len(values) > 1 else _number(values[0])
-    return " ".join("_" if value is None else _number(value) for value in values)
+    before: Iterable[float | None] = (None, *values[:-1])
+    return " ".join(
+        _number(value) if value is not None else "_" if last is None else "stale" for last, value in zip(before, values, strict=True)
+    )
 
 
 def _number(value: float) -> str:
