@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, detector, facts, health, measure, rules_events, series, trust, upgrade
+from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_events, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import evaluate
 from perf_service.collectors.fleet_window import fleet_window
@@ -14,7 +14,6 @@ from perf_service.collectors.window import lifetime_window, overall_window, span
 from perf_service.models.analysis import (
     Analysis,
     Bottleneck,
-    BottleneckType,
     Cause,
     Severity,
     SLOState,
@@ -54,18 +53,22 @@ class AnalysisEngine:
         window, pages = _window_of(metrics)
         _check_engine(engine, window)
         targets = tuple(slo_targets or ())
+        copies = trust.copies_at_the_end(pages)
+        if copies is not None:
+            window = replace(window, quality=window.quality.plus(copies))
         analysis = _of_pages(window, pages, targets, config)
+        if copies is not None:
+            return analysis
         worse = upgrade.regression(metrics) if isinstance(metrics, Sequence) else None
         if worse is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
-            return _led_by(analysis, worse)
+            return changes.led_by(analysis, worse)
         if len(pages) < _MIN_CHANGE_PAGES or not analysis.bottlenecks:
             return analysis
         parts = [window_over(pair) for pair in pairwise(pages)]
-        return _with_changes(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
+        return changes.corrected(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
 
 
 _MIN_CHANGE_PAGES = 5
-_SETTLE_SECONDS = 60.0  # after a load step a queue needs about this long to show whether it stays
 
 
 def _of_pages(window: Window, pages: Sequence[Snapshot], targets: tuple[SLOTarget, ...], config: EngineConfig | None) -> Analysis:
@@ -76,64 +79,6 @@ def _facts(window: Window, pages: Sequence[Snapshot], config: EngineConfig | Non
     full = config.over(window.config) if config else window.config
     parts = [window_over(pair) for pair in pairwise(pages)] if len(pages) > 2 else []
     return measure.facts_of(window, full, parts, pages)
-
-
-def _with_changes(analysis: Analysis, pages: list[Snapshot], parts: list[Window], again: Callable[[list[Snapshot]], Analysis]) -> Analysis:
-    """The analysis corrected for a load step or a slowdown inside the window, where that changes the conclusion."""
-    root = analysis.bottlenecks[0]
-    if root.cause is Cause.ENGINE_HANG:
-        return analysis
-    step = series.load_step(parts)
-    if step is not None:
-        before, after = again(pages[: step.index + 1]), again(pages[step.index :])
-        if _root(before) is _root(after):
-            return analysis
-        note = DataIssue(IssueCode.DERIVED, IssueLevel.INFO, f"{step.text} Only the time after it is judged.")
-        settled = (after.window.duration_seconds or 0.0) >= _SETTLE_SECONDS if after.window else False
-        after = replace(after, quality=after.quality.plus(note))
-        if settled or not after.bottlenecks:
-            return replace(after, summary=f"{step.text} {after.summary}")
-        capped = tuple(replace(b, severity=min(b.severity, Severity.MEDIUM, key=lambda s: s.rank)) for b in after.bottlenecks)
-        summary = f"Wait: {step.text} What follows from it has not settled yet."
-        return replace(after, bottlenecks=capped, verdict=Verdict.WAIT, summary=summary)
-    slower = series.slowdown(parts)
-    if slower is not None:
-        before = again(pages[: slower.index + 1])
-        if _root(before) is not root.cause:
-            return _slowed(analysis, slower)
-    return analysis
-
-
-def _root(analysis: Analysis) -> Cause | None:
-    return analysis.bottlenecks[0].cause if analysis.bottlenecks else None
-
-
-def _led_by(analysis: Analysis, finding: Bottleneck) -> Analysis:
-    """The analysis with a new root; what was found before is its symptom."""
-    level = max((finding.severity, *(b.severity for b in analysis.bottlenecks)), key=lambda s: s.rank)
-    symptoms = tuple(replace(b, symptom_of=b.symptom_of or finding.cause) for b in analysis.bottlenecks)
-    root = replace(finding, severity=level)
-    return replace(analysis, bottlenecks=(root, *symptoms), verdict=root.verdict, summary=root.description)
-
-
-def _slowed(analysis: Analysis, change: series.Change) -> Analysis:
-    """The engine became slower by itself: what followed is a symptom, and no flag is at fault."""
-    first = analysis.bottlenecks[0]
-    finding = Bottleneck(
-        type=BottleneckType.HIGH_LATENCY,
-        severity=first.severity,
-        description=f"The engine became {change.factor:.1f} times slower while the load stayed the same. {change.text}",
-        metric_name="itl",
-        current_value=change.after,
-        threshold_value=change.before,
-        recommendation="Look at the host first (noisy neighbour, CPU steal, clocks, throttling); no flag changed, so none is at fault.",
-        cause=Cause.UNKNOWN,
-        verdict=Verdict.NOT_ENOUGH_EVIDENCE,
-        confidence_ratio=0.7,
-        alternative=first.cause,
-        would_settle="CPU steal and clock rates of the host over the same time",
-    )
-    return _led_by(analysis, finding)
 
 
 def analyze_fleet(
@@ -180,7 +125,7 @@ def _with_replicas(
         found = trust.trusted(found, trust.gate(found))
         scored, hang = health.of_replica(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES))
         if hang is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
-            analysis = _led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
+            analysis = changes.led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
         if scored is not None:
             scores[name] = scored
     merged = None if analysis.overall_health_score is None else (analysis.overall_health_score, analysis.health_parts)

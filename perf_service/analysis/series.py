@@ -63,31 +63,48 @@ def load_step(parts: Sequence[Window]) -> Change | None:
 
 def slowdown(parts: Sequence[Window]) -> Change | None:
     """The largest rise of the time per token while neither the load nor its shape changed (a neighbour, clocks, throttling)."""
-    best: Change | None = None
-    for index, before, after in _splits(parts):
-        if before.itl is None or after.itl is None or before.itl <= 0 or min(before.tokens, after.tokens) < 100:
-            continue
-        factor = after.itl / before.itl
-        # A slower machine slows every step; requests that stall (preempted, behind a prompt) move the mean alone.
-        if before.itl_median and after.itl_median and after.itl_median < t.LOAD_SAME_RATIO.value * before.itl_median:
-            continue
-        if not _beyond_scatter(before.itls, after.itls):
-            continue
-        same_rate = before.rate > 0 and _within(after.rate / before.rate, t.LOAD_SAME_RATIO.value)
-        same_demand = before.demand > 0 and _within(after.demand / before.demand, t.LOAD_SAME_RATIO.value)
-        same_shape = not (before.prompt and after.prompt) or _within(after.prompt / before.prompt, t.LOAD_SAME_RATIO.value)
-        if factor >= t.SLOWDOWN_RATIO.value and same_shape and (same_rate or same_demand) and (best is None or factor > best.factor):
-            text = (
-                f"A token took {before.itl * 1000:.0f} ms and then {after.itl * 1000:.0f} ms, "
-                f"at {before.rate:.1f} and {after.rate:.1f} requests/s of the same length."
-            )
-            best = Change(index, "time per token", before.itl, after.itl, text)
-    return best
+    found = [change for index, before, after in _splits(parts) if (change := _speed_change(index, before, after)) and change.factor > 1]
+    return max(found, key=lambda change: change.factor, default=None)
+
+
+def speedup(parts: Sequence[Window]) -> Change | None:
+    """The largest fall of the time per token under the same load (start-up is over, a neighbour left); one slow part is enough."""
+    splits = _splits(parts, least_before=1)
+    found = [change for index, before, after in splits if (change := _speed_change(index, before, after)) and change.factor < 1]
+    return min(found, key=lambda change: change.factor, default=None)
+
+
+def _speed_change(index: int, before: _Side, after: _Side) -> Change | None:
+    if before.itl is None or after.itl is None or min(before.itl, after.itl) <= 0 or min(before.tokens, after.tokens) < 100:
+        return None
+    slow, fast = (after, before) if after.itl > before.itl else (before, after)
+    # A slower machine slows every step; requests that stall (preempted, behind a prompt) move the mean alone.
+    if slow.itl_median and fast.itl_median and slow.itl_median < t.LOAD_SAME_RATIO.value * fast.itl_median:
+        return None
+    if (slow.itl or 0.0) < t.SLOWDOWN_RATIO.value * (fast.itl or 0.0) or not _beyond_scatter(before.itls, after.itls):
+        return None
+    same_demand = before.demand > 0 and _within(after.demand / before.demand, t.LOAD_SAME_RATIO.value)
+    same_shape = not (before.prompt and after.prompt) or _within(after.prompt / before.prompt, t.LOAD_SAME_RATIO.value)
+    if not same_shape or not (same_demand or _same_rate(before, after)):
+        return None
+    text = (
+        f"A token took {before.itl * 1000:.0f} ms and then {after.itl * 1000:.0f} ms, "
+        f"at {before.rate:.1f} and {after.rate:.1f} requests/s of the same length."
+    )
+    return Change(index, "time per token", before.itl, after.itl, text)
+
+
+def _same_rate(before: _Side, after: _Side) -> bool:
+    """Equal within a factor, or within what chance makes of so few arrivals (Poisson, two standard deviations)."""
+    if before.rate <= 0 or after.rate <= 0:
+        return False
+    error = math.sqrt(1.0 / max(before.arrivals, 1.0) + 1.0 / max(after.arrivals, 1.0))
+    return _within(after.rate / before.rate, max(t.LOAD_SAME_RATIO.value, 1.0 + 2.0 * min(error, 0.3)))
 
 
 def _beyond_scatter(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether the means differ by more than the parts of either side do among themselves: the noise of the same load."""
-    if len(before) < _MIN_PARTS or len(after) < _MIN_PARTS:
+    if not before or not after or len(before) + len(after) < 2 * _MIN_PARTS:
         return False
     low, high = sum(before) / len(before), sum(after) / len(after)
     squares = sum((x - low) ** 2 for x in before) + sum((x - high) ** 2 for x in after)
@@ -99,7 +116,7 @@ def _within(ratio: float, factor: float) -> bool:
     return 1.0 / factor <= ratio <= factor
 
 
-def _splits(parts: Sequence[Window]) -> list[tuple[int, _Side, _Side]]:
+def _splits(parts: Sequence[Window], least_before: int = _MIN_PARTS) -> list[tuple[int, _Side, _Side]]:
     """Every split of the parts with load into two sides; the first and the last of them are only partly loaded and left out."""
     loaded = [i for i, part in enumerate(parts) if _demand(part) > 0 or _started(part) > 0]
     if not loaded:
@@ -111,7 +128,7 @@ def _splits(parts: Sequence[Window]) -> list[tuple[int, _Side, _Side]]:
     result = []
     for index in inner:
         before, after = [parts[i] for i in inner if i < index], [parts[i] for i in inner if i >= index]
-        if len(before) >= _MIN_PARTS and len(after) >= _MIN_PARTS:
+        if len(before) >= least_before and len(after) >= _MIN_PARTS:
             result.append((index, _side(before), _side(after)))
     return result
 

@@ -93,6 +93,7 @@ LOAD_STEP_RATIO: Final = Threshold(2.0, "ratio", "arrivals or prompt length chan
 SLOWDOWN_RATIO: Final = Threshold(1.5, "ratio", "per-token time rose by this factor while the load did not change")
 REGRESSION_RATIO: Final = Threshold(1.15, "ratio", "time per token, new version / old; one version repeats within some percent")
 LOAD_SAME_RATIO: Final = Threshold(1.25, "ratio", "within this factor the load counts as unchanged")
+LOAD_ALIKE_RATIO: Final = Threshold(1.5, "ratio", "before and after a restart: some minutes of open-loop traffic repeat no better")
 IMBALANCE_RATIO: Final = Threshold(2.0, "ratio", "busiest replica's running + waiting over the mean of all")
 IMBALANCE_EXCESS: Final = Threshold(2.0, "requests", "and at least this many requests above that mean")
 UNDER_USE_RUNNING: Final = Threshold(1.0, "requests", "mean running below one while every objective is met")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
-from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist, IssueCode, IssueLevel
+from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist, IssueCode, IssueLevel, Snapshot
 from perf_service.models.window import Window
 
 
@@ -32,6 +34,27 @@ def gate(facts: Facts) -> tuple[DataIssue, ...]:
         text = "Neither time to first token nor end-to-end latency is on the page: latency is not judged."
         issues.append(DataIssue(IssueCode.MISSING_METRIC, IssueLevel.WARNING, text, Hist.TTFT_SECONDS.value))
     return tuple(issues)
+
+
+def copies_at_the_end(pages: Sequence[Snapshot]) -> DataIssue | None:
+    """That the last pages are copies of one: what the engine does now is not known.
+
+    A living process uses CPU for each scrape, so equal CPU seconds settle it. Without that metric a frozen page and an engine that
+    hangs look alike, and this says nothing.
+    """
+    same = 0
+    for before, after in pairwise(reversed(pages)):
+        if Counter.PROCESS_CPU_SECONDS not in before.counters or not _equal(before, after):
+            break
+        same += 1
+    if same < 2:
+        return None
+    text = f"The last {same + 1} pages are copies of one page (not even CPU time moved): what the engine does since then is not known."
+    return DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, text)
+
+
+def _equal(one: Snapshot, other: Snapshot) -> bool:
+    return one.counters == other.counters and one.gauges == other.gauges and one.histograms == other.histograms
 
 
 def _conservation(facts: Facts) -> list[DataIssue]:

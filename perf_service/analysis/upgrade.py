@@ -50,5 +50,5 @@ def _same_load(before: Window, after: Window) -> bool:
     pairs = [(before.mean(h), after.mean(h)) for h in (Hist.PROMPT_TOKENS, Hist.GENERATION_TOKENS)]
     rates = [w.count(Hist.E2E_SECONDS) / w.duration_seconds if w.duration_seconds else None for w in (before, after)]
     pairs.append((rates[0], rates[1]))
-    limit = t.LOAD_SAME_RATIO.value
+    limit = t.LOAD_ALIKE_RATIO.value
     return all(a and b and 1 / limit <= b / a <= limit for a, b in pairs)
