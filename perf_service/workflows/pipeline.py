@@ -10,7 +10,8 @@ from typing import Protocol
 
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.collectors.dialects import detect_engine
-from perf_service.collectors.source import ImportedText, MetricsSource, unpacked
+from perf_service.collectors.saved import unpacked
+from perf_service.collectors.source import ImportedText, MetricsSource
 from perf_service.collectors.window import windows_of
 from perf_service.models.analysis import Analysis
 from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
@@ -28,6 +29,9 @@ from perf_service.workflows.budgets import Budgets
 
 ANALYZED_SECONDS = 300.0
 """Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
+_PAGES_READ = 1000
+_PAGES_SAMPLED = 240
+"""Of a range with more than `_PAGES_READ` scrapes: a page each six minutes of a day, each three hours of a month."""
 PLAN_LIFETIME_SECONDS = 86_400.0
 """A plan stands on what was measured; after a day the workload is another."""
 _BACKFILL_BATCH = 100
@@ -347,8 +351,19 @@ class Pipeline:
         return tuple(sorted(found, key=lambda i: i.instance_id))
 
     async def series(self, instances: Sequence[Instance], start: float, end: float) -> dict[str, Sequence[Snapshot]]:
-        """Stored snapshots of each instance between two times, oldest first."""
-        return {i.instance_id: await self.store.snapshots_between(i.instance_id, start, end) for i in instances}
+        """Stored snapshots of each instance between two times, oldest first; of a long range some, evenly spaced.
+
+        Counters lose nothing by that, and gauges are samples anyway.
+        """
+        return {i.instance_id: await self._pages(i, start, end) for i in instances}
+
+    async def _pages(self, instance: Instance, start: float, end: float) -> Sequence[Snapshot]:
+        if end - start <= _PAGES_READ * instance.scrape_interval_seconds:
+            return await self.store.snapshots_between(instance.instance_id, start, end, limit=_PAGES_READ)
+        step = (end - start) / _PAGES_SAMPLED
+        found = [await self.store.snapshot_at(instance.instance_id, start + n * step) for n in range(_PAGES_SAMPLED + 1)]
+        pages = {page.collected_at: page for page in found if page is not None and page.collected_at is not None}
+        return [pages[at] for at in sorted(pages) if start <= at <= end]
 
     async def _collect_now(self, instances: Sequence[Instance]) -> None:
         """One page of each instance; an error only where none answers."""

@@ -89,6 +89,20 @@ async def test_a_fleet_has_one_budget_from_the_sums_of_its_replicas(app: App, re
     assert budget.state == slo_pb2.BUDGET_STATE_OK
 
 
+async def test_a_long_range_is_judged_as_a_whole(app: App, remote: Remote) -> None:
+    """30 days of a page an hour: all of them count, not only the newest thousand scrapes' worth of time."""
+    [name] = await remote.fleet(replicas=1)
+    now = time.time()
+    await app.store.add_snapshots([page(name, now - 3600.0 * age, 100.0 * (720 - age), 2.0 * (720 - age)) for age in range(720, -1, -1)])
+    request = analyze_service_pb2.AnalyzeRequest(instance_id=name, slo_targets=[TTFT_P99])
+    request.range.start.FromNanoseconds(int((now - 30 * DAY) * 1e9))
+    request.range.end.FromNanoseconds(int(now * 1e9))
+    analysis = (await remote.analyze.Analyze(request)).analysis
+    assert analysis.window.duration_seconds == pytest.approx(30 * DAY, rel=0.01)
+    assert analysis.slo_statuses[0].samples == pytest.approx(720 * 102, rel=0.01)
+    assert analysis.slo_statuses[0].state == slo_pb2.SLO_STATE_MISSED
+
+
 async def test_health_is_streamed_with_its_parts_its_budgets_and_a_status_that_lasts(app: App, remote: Remote) -> None:
     [name] = await remote.fleet(replicas=1)
     request = analyze_service_pb2.WatchHealthRequest(
