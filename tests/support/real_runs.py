@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from perf_service.collectors.source import read_saved, snapshots_of
+from perf_service.collectors.saved import read_saved, snapshots_of
 from perf_service.collectors.window import overall_window, windows_of
 from perf_service.models.analysis import Bottleneck, BottleneckType, Cause, Severity, Verdict
 from perf_service.models.metrics import Snapshot

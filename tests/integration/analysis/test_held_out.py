@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perf_service.analysis.engine import AnalysisEngine
-from perf_service.collectors.source import read_saved, snapshots_of
+from perf_service.collectors.saved import read_saved, snapshots_of
 from perf_service.models.analysis import Analysis, Cause, Severity, Verdict
 from perf_service.models.config import EngineConfig
 

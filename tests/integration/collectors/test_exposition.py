@@ -13,8 +13,8 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from perf_service.collectors.exposition import ExpositionParser, parse
+from perf_service.collectors.saved import unpacked
 from perf_service.collectors.snapshot import SnapshotBuilder, snapshot_of
-from perf_service.collectors.source import unpacked
 from perf_service.models.errors import CollectError
 from perf_service.models.metrics import Engine, IssueCode
 from tests.support.examples import examples

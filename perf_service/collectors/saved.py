@@ -1,0 +1,158 @@
+"""Pages that were saved: files, gzip or plain, directories with their `scrapes.jsonl`, and the snapshots of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from perf_service.collectors.dialects import detect_engine
+from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
+from perf_service.collectors.fetch import looks_like_html
+from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
+from perf_service.models.config import EngineConfig
+from perf_service.models.errors import CollectError, ErrorReason
+from perf_service.models.metrics import Engine, Snapshot
+
+INDEX_NAME: Final = "scrapes.jsonl"
+_SUFFIXES: Final = (".prom", ".prom.gz", ".txt", ".txt.gz", ".metrics", ".metrics.gz")
+_GZIP: Final = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPage:
+    """One page as it was served, with the unix seconds of its scrape (None: unknown)."""
+
+    name: str
+    body: bytes
+    collected_at: float | None
+
+
+def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[SavedPage]:
+    """The pages of a file or a directory.
+
+    A directory is read by its index `scrapes.jsonl` (lines `{"file": NAME, "t_unix": SECONDS}`; no file: a scrape that failed; no
+    time: unknown), in the order of time where every page has one; without an index by file name. Files that the index names and that
+    are gone are passed over.
+
+    Raises:
+        CollectError: BODY_NOT_METRICS for a broken index and for files that are no page; BODY_EMPTY for a directory without
+            pages and an empty page; BODY_TOO_LARGE beyond the limit, packed or not; ENDPOINT_UNREACHABLE for what cannot be opened.
+    """
+    if not path.is_dir():
+        return [SavedPage(str(path), read_page(path, max_bytes=max_bytes), None)]
+    index = path / INDEX_NAME
+    if index.is_file():
+        files = _read_index(index)
+    else:
+        files = [(file, None) for file in sorted(path.iterdir()) if file.name.endswith(_SUFFIXES) and file.is_file()]
+    if not files:
+        wanted = ", ".join(_SUFFIXES)
+        raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: looked for {INDEX_NAME} and for files ending in {wanted}")
+    return [SavedPage(str(file), read_page(file, max_bytes=max_bytes), at) for file, at in files]
+
+
+def read_page(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> bytes:
+    """A file's page, unpacked where it is gzip. Raises CollectError as `read_saved`."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(max_bytes + 1)
+    except OSError as error:
+        raise CollectError(ErrorReason.ENDPOINT_UNREACHABLE, f"cannot read {path}: {error.strerror or error}") from error
+    if len(body) > max_bytes:
+        raise _too_large(str(path), max_bytes)
+    body = unpacked(body, str(path), max_bytes)
+    check_page(str(path), body)
+    return body
+
+
+def check_page(name: str, body: bytes) -> None:
+    """Raise CollectError (BODY_EMPTY, BODY_NOT_METRICS) where `body` is plainly no metrics page: empty, HTML or binary."""
+    head = body[:4096].lstrip()
+    if not head:
+        raise CollectError(ErrorReason.BODY_EMPTY, f"{name} is empty; save the engine's /metrics page into it")
+    if looks_like_html(head):
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is an HTML or XML page, not an engine's /metrics page; check its address")
+    if b"\0" in head:
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is a binary file, not the text of an engine's /metrics page")
+
+
+def unpacked(page: bytes, name: str, limit: int = DEFAULT_MAX_BODY_BYTES) -> bytes:
+    """The page itself where it is gzip, else as it is. Raises CollectError: BODY_NOT_METRICS where the gzip is damaged, BODY_TOO_LARGE."""
+    if not page.startswith(_GZIP):
+        return page
+    try:
+        # One byte beyond the limit is enough to know; a small file can unpack to gigabytes.
+        with gzip.GzipFile(fileobj=io.BytesIO(page)) as packed:
+            text = packed.read(limit + 1)
+    except EOFError as error:
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is gzip that ends too early: it was cut") from error
+    except (OSError, zlib.error) as error:
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged gzip: {error}") from error
+    if len(text) > limit:
+        raise _too_large(name, limit)
+    return text
+
+
+def snapshots_of(
+    pages: Sequence[SavedPage], instance_id: str, *, engine: Engine | None = None, config: EngineConfig | None = None
+) -> list[Snapshot]:
+    """The snapshots of saved pages of one instance. `engine` None takes the engine of the first page that has one.
+
+    Raises:
+        CollectError: ENGINE_UNKNOWN when no page tells its engine; ENGINE_MISMATCH when a page is of another; BODY_EMPTY or
+            BODY_NOT_METRICS when none of the pages is a metrics page.
+    """
+    if engine is None:
+        engine = next((found for page in pages if (found := detect_engine(page.body))), None)
+        if engine is None:
+            for page in pages:
+                check_page(page.name, page.body)
+            raise CollectError(
+                ErrorReason.ENGINE_UNKNOWN,
+                "No page has a metric of vLLM, SGLang or TGI, so the engine cannot be told. "
+                "Check that these are /metrics pages, and that metrics are on (SGLang needs --enable-metrics).",
+            )
+    builder = SnapshotBuilder(engine)
+    snapshots = [builder.build(page.body, instance_id, page.collected_at, endpoint=page.name, config=config) for page in pages]
+    for page, snapshot in zip(pages, snapshots, strict=True):
+        if detect_engine(page.body) not in (None, engine):
+            require_engine(snapshot)
+    if not any(snapshot.quality.usable for snapshot in snapshots):
+        for page in pages:
+            check_page(page.name, page.body)
+        require_engine(snapshots[0])
+    return snapshots
+
+
+def _read_index(index: Path) -> list[tuple[Path, float | None]]:
+    files: list[tuple[Path, float | None]] = []
+    for number, line in enumerate(index.read_text("utf-8", "replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name, at = entry.get("file"), entry.get("t_unix")
+            if not name:
+                continue
+            if isinstance(at, bool) or not isinstance(name, str):
+                raise TypeError
+            at = None if at is None else float(at)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CollectError(
+                ErrorReason.BODY_NOT_METRICS, f'{index} line {number} is not {{"file": NAME, "t_unix": SECONDS}}: {line[:80]!r}'
+            ) from error
+        if Path(name).name != name:
+            raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{index} line {number} names a file outside of its directory: {name!r}")
+        if (index.parent / name).is_file():
+            files.append((index.parent / name, at))
+    return files if any(at is None for _, at in files) else sorted(files, key=lambda file: file[1] or 0.0)
+
+
+def _too_large(name: str, limit: int) -> CollectError:
+    return CollectError(ErrorReason.BODY_TOO_LARGE, f"{name} is larger than {limit} bytes; an engine's /metrics page is below 1 MB")
