@@ -11,7 +11,22 @@ from typing import Any
 
 import typer
 
-from perf_service.cli import alerts, analyses, demo, doctor, engines, fleets, instances, metrics, plans, rollout, serve, simulate, system
+from perf_service.cli import (
+    alerts,
+    analyses,
+    demo,
+    discover,
+    doctor,
+    engines,
+    fleets,
+    instances,
+    metrics,
+    plans,
+    rollout,
+    serve,
+    simulate,
+    system,
+)
 from perf_service.cli.console import FAILED, Commands, complain
 
 __all__ = ["app", "main", "run"]
@@ -32,7 +47,7 @@ app.command("demo")(demo.demo)
 app.command("serve")(serve.serve)
 app.command("simulate-engine", context_settings=simulate.PASS_THROUGH)(simulate.simulate_engine)
 app.command("simulate-load")(simulate.simulate_load)
-_ = engines  # adds `up` and `down` to the fleets
+_ = (engines, discover)  # add `up` and `down` to the fleets, `discover` to the instances
 app.add_typer(fleets.fleets, name="fleets")
 app.add_typer(instances.instances, name="instances")
 app.add_typer(metrics.collect, name="collect")

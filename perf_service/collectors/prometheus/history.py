@@ -16,8 +16,8 @@ from typing import Final
 
 from perf_service.collectors.prometheus.client import Answer, PrometheusClient
 from perf_service.collectors.prometheus.mapping import Entry, TargetHistory, merged, targets_of, thinned
-from perf_service.collectors.prometheus.matchers import Matcher, parse_matchers, selector
-from perf_service.collectors.prometheus.selecting import UP, name_matchers, prefixes_of
+from perf_service.collectors.prometheus.matchers import Matcher, any_of, parse_matchers, selector
+from perf_service.collectors.prometheus.selecting import UP, anchors_of, name_matchers, prefixes_of
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
 from perf_service.models.fleet import PrometheusSource
 from perf_service.models.metrics import Engine
@@ -77,20 +77,39 @@ def only_target(targets: Sequence[TargetHistory], source: PrometheusSource) -> T
     """The one engine that was meant. Raises CollectError SERIES_AMBIGUOUS where there are several, with what tells them apart."""
     if len(targets) == 1:
         return targets[0]
-    common = set(targets[0].labels.items()).intersection(*(target.labels.items() for target in targets))
-    different = sorted({key for target in targets for key, value in target.labels.items() if (key, value) not in common})
-    # One label is enough where its value is another one for each.
-    alone = [
-        key for key in ("instance", "pod", *different) if len({target.labels.get(key) or "" for target in targets} - {""}) == len(targets)
-    ]
-    shown = alone[:1] or different
-    names = [",".join(str(Matcher(key, "=", target.labels.get(key, ""))) for key in shown) for target in targets]
+    names = [",".join(map(str, matchers)) for matchers in told_apart(targets)]
     listed = "; ".join(names[:_LISTED]) + (f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
     raise CollectError(
         ErrorReason.SERIES_AMBIGUOUS,
         f"{_told(source)} selects {len(targets)} engines: add one of these to it: {listed}.",
         {"url": source.url, "match": source.match, "instances": listed},
     )
+
+
+def told_apart(targets: Sequence[TargetHistory]) -> list[tuple[Matcher, ...]]:
+    """What selects each of these targets among them: one label where its value is another one for each, else all that differ."""
+    common = set(targets[0].labels.items()).intersection(*(target.labels.items() for target in targets)) if len(targets) > 1 else set()
+    different = sorted({key for target in targets for key, value in target.labels.items() if (key, value) not in common})
+    alone = [
+        key for key in ("instance", "pod", *different) if len({target.labels.get(key) or "" for target in targets} - {""}) == len(targets)
+    ]
+    return [tuple(Matcher(key, "=", target.labels.get(key, "")) for key in alone[:1] or different) for target in targets]
+
+
+async def engines_now(
+    client: PrometheusClient, source: PrometheusSource, engine: Engine | None = None
+) -> list[tuple[Engine, TargetHistory]]:
+    """Every engine that the matchers select at present, with its labels; one small query, whatever their number.
+
+    Raises:
+        CollectError: as `PrometheusClient.query`.
+        InvalidArgumentError: for matchers that are none.
+    """
+    names = any_of([UP, *anchors_of(engine)])
+    answer = await client.query(source, selector(Matcher("__name__", "=~", names), *parse_matchers(source.match)), None)
+    entries = [{"metric": entry["metric"], "values": [entry["value"]]} for entry in answer.series]
+    found = [(kind, target) for kind in ((engine,) if engine else Engine) for target in targets_of(entries, kind)]
+    return sorted(found, key=lambda pair: pair[1].name)
 
 
 async def nothing_found(client: PrometheusClient, source: PrometheusSource, what: str, engine: Engine | None = None) -> CollectError:

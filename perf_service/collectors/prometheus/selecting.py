@@ -7,7 +7,7 @@ from typing import Final
 
 from perf_service.collectors.dialects import DIALECTS, Dialect
 from perf_service.collectors.prometheus.matchers import Matcher, any_of
-from perf_service.models.metrics import Engine, Hist
+from perf_service.models.metrics import Engine, Gauge, Hist
 
 UP: Final = "up"
 """Written by Prometheus for every scrape, with the target's labels alone: tells when it was scraped, whether that worked, and which labels
@@ -42,6 +42,17 @@ def name_matchers(engine: Engine | None) -> tuple[Matcher, ...]:
                 foreign.update(dict.fromkeys(spelled))
     pattern = "|".join([*(f"{prefix}.+" for prefix in prefixes_of(engine)), any_of(list(foreign))])
     return (Matcher("__name__", "=~", pattern), _LEFT_OUT)
+
+
+@lru_cache
+def anchors_of(engine: Engine | None) -> tuple[str, ...]:
+    """Names of one gauge that every engine of the kind has, in each spelling."""
+    found: dict[str, None] = {}
+    for dialect in dialects_of(engine):
+        names = [name for rule in dialect.rules if rule.target is Gauge.RUNNING_REQUESTS for name in rule.names]
+        found.update(dict.fromkeys(names))
+        found.update((alias + name.removeprefix(dialect.prefix), None) for alias in dialect.aliases for name in names)
+    return tuple(found)
 
 
 @lru_cache

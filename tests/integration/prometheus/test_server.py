@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from perf_service.app import build_app
+from perf_service.cli.main import run
 from perf_service.settings import load_settings
 from perf_service.v1 import (
     analysis_pb2,
@@ -28,18 +30,24 @@ from tests.support.remote import Remote, refusal
 
 
 @pytest.fixture
-async def remote(tmp_path: Path) -> AsyncIterator[Remote]:
-    """A client of a server that scrapes in the background."""
+async def address(tmp_path: Path) -> AsyncIterator[str]:
+    """A server that scrapes in the background."""
     settings = load_settings(
         port=0, database_url=f"sqlite:///{tmp_path}/store.db", state_dir=tmp_path, drain_seconds=1.0, log_level="error"
     )
     app = build_app(settings)
     await app.start()
     try:
-        async with grpc.aio.insecure_channel(app.address) as channel:
-            yield Remote(channel)
+        yield app.address
     finally:
         await app.stop(0)
+
+
+@pytest.fixture
+async def remote(address: str) -> AsyncIterator[Remote]:
+    """A client of it."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Remote(channel)
 
 
 def source(scraped: Rig, match: str, **more: Any) -> instance_pb2.PrometheusSource:
@@ -140,3 +148,21 @@ async def test_without_a_prometheus_there_is_no_past(remote: Remote) -> None:
     told = await refusal(remote.collect.BackfillMetrics(collect_service_pb2.BackfillMetricsRequest(instance_id="r0")))
     assert told.reason == "SERIES_NOT_FOUND"
     assert "not registered with a Prometheus" in told.text
+
+
+async def test_the_engines_of_a_prometheus_are_found_and_registered(
+    scraped: Rig, remote: Remote, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["instances", "discover", "--prometheus", scraped.prometheus.url, "--output", "json"]
+    assert await asyncio.to_thread(run, words) == 0
+    seen = {row["engine"] for row in json.loads(capsys.readouterr().out)["engines"]}
+    assert seen == {"vllm", "sglang", "tgi"}
+    chosen = [*words, "--match", 'job=~"vllm|honor"', "--register", "--server", address]
+    for status in ("registered", "already registered"):
+        assert await asyncio.to_thread(run, chosen) == 0
+        rows = json.loads(capsys.readouterr().out)["engines"]
+        assert [(row["instance_id"], row["status"]) for row in rows] == [("pod-a", status), ("pod-b", status)]
+    for name in ("pod-a", "pod-b"):
+        found = await remote.collect.CollectMetrics(collect_service_pb2.CollectMetricsRequest(instance_id=name))
+        assert found.snapshot.instance_id == name
+    assert await asyncio.to_thread(run, [*words, "--match", 'job="nope"']) == 1
