@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import explain, rules_decode, rules_events, rules_prefill, severity
+from perf_service.analysis import explain, rules_decode, rules_events, rules_prefill, severity, trust
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm
 from perf_service.analysis.facts import Facts
@@ -72,23 +72,44 @@ def _latency_findings(facts: Facts, statuses: Sequence[SLOStatus], found: Sequen
         if any(other.cause is finding.cause and finding.cause is not Cause.UNKNOWN for other in findings):
             continue
         findings.append(finding)
-    if findings and (second := _cache_beside(facts, statuses, findings)) is not None:
-        findings.append(second)
     if findings:
+        findings = _contradicted(facts, findings)
+        findings += _beside(facts, statuses, findings)
         findings += _symptoms(facts, statuses, findings)
     elif throughput_missed(statuses):
         findings += _client_limited(facts, statuses)
     return findings
 
 
-def _cache_beside(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bottleneck]) -> Bottleneck | None:
-    """Prefix caching off as a second cause: whatever holds requests back, most of their service is prefill that might be saved."""
-    off = rules_prefill.prefix_off(facts)
-    share = facts.prefill / facts.inference if facts.prefill is not None and facts.inference else 0.0
-    if off.weight < 1.0 or share < t.PREFILL_SERVICE_SHARE.value or any(f.cause is Cause.PREFIX_CACHE_OFF for f in findings):
-        return None
-    found = _harm_finding(facts, statuses, Harm(phase.PREFILL, facts.prefill or 0.0, (off,), 0.8))
-    return replace(found, severity=min(found.severity, Severity.MEDIUM, key=lambda s: s.rank))
+def _beside(facts: Facts, statuses: Sequence[SLOStatus], findings: Sequence[Bottleneck]) -> list[Bottleneck]:
+    """Second causes: whatever holds requests back, part of their service might be saved besides."""
+    named = {finding.cause for finding in findings}
+    found = []
+    for candidate in rules_prefill.savings(facts, Cause.KV_EXHAUSTED in named):
+        if candidate.cause not in named:
+            second = _harm_finding(facts, statuses, Harm(phase.PREFILL, 0.0, (candidate,), 0.8))
+            found.append(replace(second, severity=min(second.severity, Severity.MEDIUM, key=lambda s: s.rank)))
+    return found
+
+
+def _contradicted(facts: Facts, findings: list[Bottleneck]) -> list[Bottleneck]:
+    """Where a told limit cannot be true, the queue's finding says so instead of guessing around it."""
+    issue = trust.told_limit_refuted(facts)
+    queue = next((f for f in findings if f.type is BottleneckType.QUEUE_BUILDUP or f.metric_name == "waiting_requests"), None)
+    if issue is None or queue is None:
+        return findings
+    finding = replace(
+        queue,
+        type=BottleneckType.QUEUE_BUILDUP,
+        description=f"The told configuration is contradicted by the data: {issue.message}",
+        recommendation="Compare the told launch arguments with those of the running process before changing anything.",
+        cause=Cause.UNKNOWN,
+        verdict=Verdict.NOT_ENOUGH_EVIDENCE,
+        alternative=Cause.BATCH_LIMIT,
+        margin_ratio=None,
+        would_settle="the launch arguments of the running process (its command line, its log, or /server_info)",
+    )
+    return [finding if f is queue else f for f in findings]
 
 
 def _harm_finding(facts: Facts, statuses: Sequence[SLOStatus], harm: Harm) -> Bottleneck:

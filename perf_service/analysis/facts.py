@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.pinning import Pinning
 from perf_service.models.config import EngineConfig
-from perf_service.models.metrics import Counter, Engine
+from perf_service.models.metrics import Counter, Engine, Hist
 from perf_service.models.window import GaugeStats, Window
 
 
@@ -92,6 +92,8 @@ class Facts:
     @property
     def preschedule(self) -> float | None:
         """Seconds of TTFT before the scheduler saw the request: HTTP, tokenizing, and the rest of a long running step."""
+        if self.window.engine is Engine.TGI:
+            return self.window.mean(Hist.VALIDATION_SECONDS)
         if self.ttft is None or self.queue is None or self.prefill is None or self.window.engine is not Engine.VLLM:
             return None
         return max(0.0, self.ttft - self.queue - self.prefill)

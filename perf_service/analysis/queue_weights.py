@@ -9,7 +9,7 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import ramp
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.pinning import UNTELLING
-from perf_service.models.metrics import Engine
+from perf_service.models.metrics import Engine, Gauge
 
 
 def kv_weight(facts: Facts) -> float:
@@ -119,4 +119,9 @@ def held_beside_prefill(facts: Facts) -> float:
 
 def deferred_weight(facts: Facts) -> float:
     """How likely requests wait for something other than capacity."""
-    return 3.0 * ramp(facts.deferred_share, 0.3, 0.7) if facts.deferred_share is not None else 0.0
+    if facts.deferred_share is not None and facts.deferred_share > 0.3:
+        return 3.0 * ramp(facts.deferred_share, 0.3, 0.7)
+    used, total = facts.window.gauge(Gauge.LORA_SLOTS_USED), facts.window.gauge(Gauge.LORA_SLOTS_TOTAL)
+    if used is not None and total is not None and total.mean > 0 and (facts.kv_peak or 0.0) < t.KV_FREE_MAX.value:
+        return 0.5 * ramp(used.mean / total.mean, 0.9, 1.0)  # every adapter slot is taken: the next adapter must wait
+    return 0.0

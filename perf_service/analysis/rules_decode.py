@@ -8,7 +8,7 @@ from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.sentences import together
 from perf_service.models.analysis import Cause, Evidence, Verdict
-from perf_service.models.metrics import Counter, Hist
+from perf_service.models.metrics import Counter, Gauge, Hist
 from perf_service.models.units import number, percent, seconds
 
 FIXED_COST_TOKENS = 100.0
@@ -48,13 +48,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
             ),
             Candidate(Cause.KV_EXHAUSTED, kv, queue_evidence.kv_evidence(facts)),
             _speculation(facts),
-            Candidate(
-                Cause.CPU_OVERHEAD,
-                0.5 * ramp(facts.cpu_cores, 0.7, t.CPU_SATURATED.value) if facts.cpu_cores is not None else 0.0,
-                (),
-                Verdict.TUNE,
-                "CPU use of each server process and the accelerator's idle share",
-            ),
+            _cpu(facts),
         )
         if candidate.weight > 0.005
     )
@@ -128,14 +122,40 @@ def interference_evidence(facts: Facts) -> tuple[Evidence, ...]:
     return (fact(facts, "itl_seconds", "p99/p50", ratio, text, threshold=t.INTERFERENCE_RATIO.value, unit="ratio", samples=tail.samples),)
 
 
+def _cpu(facts: Facts) -> Candidate:
+    """The accelerator waits for the CPU: SGLang tells its share of time in forward passes, else only a saturated process hints at it."""
+    occupancy, cores = facts.window.gauge(Gauge.FORWARD_OCCUPANCY_RATIO), facts.cpu_cores
+    settle = "CPU use of each server process and the accelerator's idle share"
+    if occupancy is not None and occupancy.mean > 0:
+        weight = 0.9 * (1.0 - ramp(occupancy.mean, 0.5, t.FORWARD_OCCUPANCY_LOW.value))
+        text = f"Only {occupancy.mean:.0%} of the time is spent in forward passes although requests run."
+        limit = t.FORWARD_OCCUPANCY_LOW.value
+        evidence = (fact(facts, "forward_occupancy_ratio", "mean", occupancy.mean, text, threshold=limit, unit="ratio"),)
+        return Candidate(Cause.CPU_OVERHEAD, weight, evidence if weight > 0 else (), Verdict.TUNE, settle)
+    weight = 0.5 * ramp(cores, 0.7, t.CPU_SATURATED.value) if cores is not None else 0.0
+    return Candidate(Cause.CPU_OVERHEAD, weight, (), Verdict.TUNE, settle)
+
+
 def _speculation(facts: Facts) -> Candidate:
+    """Drafts that are rarely accepted never pay; in a large batch, where checking a draft token costs as much as making one, even
+    fair ones do not."""
+    settle = "time per token with speculation off"
     drafts, accepted = facts.window.delta(Counter.SPEC_DRAFTS), facts.window.delta(Counter.SPEC_ACCEPTED_TOKENS)
-    if not drafts or accepted is None:
+    length = facts.window.gauge(Gauge.SPEC_ACCEPT_LENGTH_TOKENS)
+    if drafts and accepted is not None:
+        per_draft = accepted / drafts
+    elif length is not None and length.mean >= 1.0:
+        per_draft = length.mean - 1.0  # SGLang counts the token that comes anyway
+    else:
         return Candidate(Cause.SPECULATION_NOT_PAYING, 0.0)
-    per_draft = accepted / drafts
-    text = f"A draft yields {per_draft:.2f} accepted tokens."
-    evidence = (
-        fact(facts, "spec_accepted_tokens", "per draft", per_draft, text, threshold=t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, unit="tokens"),
-    )
-    weight = 1.0 - ramp(per_draft, t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, 4 * t.SPEC_ACCEPTED_PER_DRAFT_MIN.value)
-    return Candidate(Cause.SPECULATION_NOT_PAYING, weight, evidence, Verdict.TUNE, "time per token with speculation off")
+    limit = t.SPEC_ACCEPTED_PER_DRAFT_MIN.value
+    weight = 1.0 - ramp(per_draft, limit, 3 * limit)
+    proposed = facts.window.delta(Counter.SPEC_DRAFT_TOKENS)
+    text = f"A draft yields {per_draft:.2f} accepted tokens"
+    if proposed and drafts and accepted is not None:
+        rate = accepted / proposed
+        text += f", {rate:.0%} of those proposed"
+        large = ramp(facts.running_mean or 0.0, 0.25 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value)
+        weight = max(weight, large * (1.0 - ramp(rate, t.SPEC_RATE_LOW.value, 2 * t.SPEC_RATE_LOW.value)))
+    evidence = (fact(facts, "spec_accepted_tokens", "per draft", per_draft, text + ".", threshold=limit, unit="tokens"),)
+    return Candidate(Cause.SPECULATION_NOT_PAYING, weight, evidence, Verdict.TUNE, settle)

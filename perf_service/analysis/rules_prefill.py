@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from perf_service.analysis import queue_evidence, queue_weights, rules_length, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
-from perf_service.analysis.steps import chunks
+from perf_service.analysis.steps import chunks, fixed_share
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge
 
@@ -105,6 +107,29 @@ def prefix_off(facts: Facts) -> Candidate:
     return Candidate(Cause.PREFIX_CACHE_OFF, weight, evidence, Verdict.TUNE, settle)
 
 
+def savings(facts: Facts, kv_exhausted: bool) -> tuple[Candidate, ...]:
+    """What could be saved of the service of a request, whatever it waits for: prefixes computed anew, the fixed cost of many steps."""
+    found = []
+    off = prefix_off(facts)
+    share = facts.prefill / facts.inference if facts.prefill is not None and facts.inference else 0.0
+    # A shared prefix is also kept only once: with a full cache that is room, even where prefill is a small part.
+    room = kv_exhausted and (facts.prompt_tokens or 0.0) >= (facts.output_tokens or 0.0)
+    if off.weight > 0 and (share >= t.PREFILL_SERVICE_SHARE.value or room):
+        found.append(replace(off, weight=1.2))
+    cut = chunks(facts)
+    budget = facts.token_budget
+    if budget is None and facts.computed_tokens and cut.least >= t.CUT_MIN.value:
+        budget = facts.computed_tokens / cut.least
+    if budget is not None:
+        fixed = fixed_share(facts, budget)
+        many = ramp((facts.computed_tokens or 0.0) / budget, 1.0, t.CHUNKS_MANY.value)
+        saved = queue_weights.budget_smallness(facts) * (many if fixed is None else fixed) * share
+        if saved >= t.SECOND_SAVING_MIN.value:
+            settle = rules_queue.ARGS_SETTLE[facts.engine]
+            found.append(Candidate(Cause.TOKEN_BUDGET_TOO_SMALL, 1.0, queue_evidence.budget_evidence(facts)[:2], Verdict.TUNE, settle))
+    return tuple(found)
+
+
 def prefix_thrashing(facts: Facts) -> Candidate:
     """Prefixes are evicted before the next use: some prompts hit and most do not, while the whole cache is written anew again and again.
 
@@ -141,6 +166,8 @@ def preschedule(facts: Facts) -> tuple[Candidate, ...]:
     busy = ramp(cores, 0.6, t.CPU_SATURATED.value) if cores is not None else 0.2
     if occupancy is not None and facts.engine is Engine.SGLANG:
         busy = max(busy, 1.0 - ramp(occupancy.mean, 0.5, t.FORWARD_OCCUPANCY_LOW.value))
+    if facts.engine is Engine.TGI:
+        busy = 1.0  # validation is tokenizing on the CPU and nothing else
     value = facts.preschedule or 0.0
     evidence = compact(
         (

@@ -57,8 +57,9 @@ FIXED_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of prefill that is its 
 CUT_MIN: Final = Threshold(1.5, "steps", "steps per prompt at least: a prompt does not fit a step")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
 PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
+SECOND_SAVING_MIN: Final = Threshold(0.08, "ratio", "share of a request's service that a second cure saves, to be worth naming")
 PREFILL_SERVICE_SHARE: Final = Threshold(
-    0.25, "ratio", "share of the time in the engine that prefill takes, to name it beside another cause"
+    0.2, "ratio", "share of the time in the engine that prefill takes, to name it beside another cause"
 )
 PREFIX_PREFILL_SHARE_MIN: Final = Threshold(0.1, "ratio", "prefill share of E2E from which saving it is felt")
 PREFIX_HIT_HIGH: Final = Threshold(0.6, "ratio", "share of prompt tokens found in the cache: prefixes do survive")
@@ -77,6 +78,7 @@ BATCH_BUSY: Final = Threshold(4.0, "requests", "requests in the batch from which
 FORWARD_OCCUPANCY_LOW: Final = Threshold(0.7, "ratio", "SGLang fwd_occupancy: share of time in forward passes, with work queued")
 PRESCHEDULE_SHARE_MIN: Final = Threshold(0.5, "ratio", "share of TTFT before the scheduler saw the request")
 SPEC_ACCEPTED_PER_DRAFT_MIN: Final = Threshold(0.3, "tokens", "accepted tokens per draft; less does not repay the draft")
+SPEC_RATE_LOW: Final = Threshold(0.35, "ratio", "accepted over proposed draft tokens; most of the checking is thrown away")
 
 ERROR_RATIO: Final = Threshold(0.01, "ratio", "99 % success, the usual floor of an availability objective")
 ERROR_RATIO_HIGH: Final = Threshold(0.05, "ratio", "one request in twenty fails")
@@ -98,7 +100,9 @@ IMBALANCE_RATIO: Final = Threshold(2.0, "ratio", "busiest replica's running + wa
 IMBALANCE_EXCESS: Final = Threshold(2.0, "requests", "and at least this many requests above that mean")
 UNDER_USE_RUNNING: Final = Threshold(1.0, "requests", "mean running below one while every objective is met")
 CONSERVATION_TOLERANCE: Final = Threshold(0.25, "ratio", "phases may miss E2E by the frontend's share, not by more")
-LITTLE_TOLERANCE: Final = Threshold(4.0, "ratio", "gauges are samples; a factor beyond this is not sampling")
+LITTLE_TOLERANCE: Final = Threshold(1.8, "ratio", "gauge over Little's law; one of two processes missing gives 2, sampling gives less")
+LITTLE_SIGMA: Final = Threshold(4.0, "sigma", "and this many standard errors of so many samples of a Poisson number")
+REFUTED_RATIO: Final = Threshold(0.5, "ratio", "requests held constant at less than this share of a told limit refute it")
 
 MISS_RATIO_CAP: Final = Threshold(30.0, "ratio", "an objective missed thirty times over is as lost as one missed a hundred times")
 SLO_RATIO_CRITICAL: Final = Threshold(4.0, "ratio", "value / target")

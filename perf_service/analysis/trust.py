@@ -8,8 +8,11 @@ from itertools import pairwise
 
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.steps import chunks
 from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist, IssueCode, IssueLevel, Snapshot
 from perf_service.models.window import Window
+
+OCCUPANCY, BUDGET = "occupancy", "token_budget"  # what an issue blocks beside single metrics
 
 
 def gate(facts: Facts) -> tuple[DataIssue, ...]:
@@ -26,6 +29,9 @@ def gate(facts: Facts) -> tuple[DataIssue, ...]:
     issues += _conservation(facts)
     issues += _stale_gauges(facts)
     issues += _undercount(window)
+    issues += _told_budget_refuted(facts)
+    refuted = told_limit_refuted(facts)
+    issues += [refuted] if refuted is not None else []
     if 0 < facts.finished < t.REQUESTS_MIN.value:
         text = f"Only {facts.finished:.0f} requests finished in this window: means and quantiles say little."
         issues.append(DataIssue(IssueCode.FEW_REQUESTS, IssueLevel.WARNING, text))
@@ -88,17 +94,45 @@ def _stale_gauges(facts: Facts) -> list[DataIssue]:
         text = f"The running gauge stays at 0 over {running.samples} scrapes while Little's law says {occupancy:.1f}: it is stale."
         return [DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, text, name)]
     active = running.mean / running.nonzero_share if running.nonzero_share > 0 else 0.0
-    if (
-        running.nonzero_share >= 0.5
-        and active > t.LITTLE_TOLERANCE.value * max(occupancy, 0.5)
-        and facts.finished >= t.REQUESTS_CERTAIN.value
-    ):
+    # Only where requests come and go many times: what began before the window or ends after it is not in the law.
+    short = facts.e2e is not None and facts.busy_seconds is not None and facts.e2e < 0.2 * facts.busy_seconds
+    noise = t.LITTLE_SIGMA.value * (max(active, 1.0) / running.samples) ** 0.5
+    steady = running.nonzero_share >= 0.8 and short and facts.finished >= t.REQUESTS_CERTAIN.value
+    if steady and active > t.LITTLE_TOLERANCE.value * occupancy and active - occupancy > noise:
         text = (
             f"{active:.1f} requests run by the gauge, {occupancy:.1f} by finished requests (Little's law): "
-            "the counters may cover one process of several."
+            "the counters may cover one process of several, so rates and occupancies are not used."
         )
-        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, name)]
+        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.BLOCKING, text, OCCUPANCY)]
     return []
+
+
+def told_limit_refuted(facts: Facts) -> DataIssue | None:
+    """A told sequence limit far above the number at which running requests are held while others wait and nothing else is short."""
+    limit, held = facts.sequence_limit, facts.pinning
+    if limit is None or held is None or held.tightness < 0.8 or held.scrapes < 4 or facts.engine is Engine.TGI:
+        return None
+    free = not facts.preemptions and (facts.kv_peak or 0.0) < t.KV_FREE_MAX.value and not (facts.deferred_share or 0.0) > 0.3
+    other = (facts.prefill_occupancy or 0.0) >= 0.8 or facts.waiting_mean < t.WAITING_MIN.value
+    if not free or other or held.limit > t.REFUTED_RATIO.value * limit or facts.prefill_occupancy is None:
+        return None
+    text = (
+        f"the limit on running requests is told as {limit:.0f}, but {held.limit:.0f} run, never more, in {held.scrapes} scrapes "
+        f"with {facts.waiting_mean:.1f} waiting, KV cache free and prefill idle."
+    )
+    return DataIssue(IssueCode.CONSERVATION, IssueLevel.WARNING, text[0].upper() + text[1:], "sequence_limit")
+
+
+def _told_budget_refuted(facts: Facts) -> list[DataIssue]:
+    """A told step budget that the length of steps contradicts."""
+    budget, prompt, cut = facts.token_budget, facts.computed_tokens, chunks(facts)
+    if budget is None or not prompt or cut.least < t.CHUNKS_MANY.value or prompt / cut.least > t.REFUTED_RATIO.value * min(budget, prompt):
+        return []
+    text = (
+        f"The step budget is told as {budget:.0f} tokens, but prompts of {prompt:.0f} tokens are cut into {cut.least:.0f} steps or more: "
+        "the running process has another one."
+    )
+    return [DataIssue(IssueCode.CONSERVATION, IssueLevel.BLOCKING, text, BUDGET)]
 
 
 def _undercount(window: Window) -> list[DataIssue]:
@@ -127,6 +161,12 @@ def trusted(facts: Facts, issues: tuple[DataIssue, ...]) -> Facts:
             budget_estimate=None,
             kv_need_ratio=None,
         )
+    if OCCUPANCY in blocked:
+        facts = replace(
+            facts, waiting_occupancy=None, prefill_occupancy=None, running_occupancy=None, budget_estimate=None, kv_need_ratio=None
+        )
+    if BUDGET in blocked:
+        facts = replace(facts, token_budget=None)
     if Gauge.RUNNING_REQUESTS.value in blocked:
         facts = replace(facts, running=None, waiting=None, pinning=None)
     if Gauge.KV_CACHE_USAGE_RATIO.value in blocked:
