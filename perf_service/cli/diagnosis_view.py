@@ -172,7 +172,7 @@ def _time_spent(status: SLOStatus) -> list[str]:
 
 def _budgets(statuses: Iterable[SLOStatus]) -> ConsoleRenderable | None:
     """What is left of each budget, over how much known time, and how fast it burns; in words where it matters."""
-    with_budget = [(status, status.budget) for status in statuses if status.budget is not None]
+    with_budget = [(s, s.budget) for s in statuses if s.budget is not None and s.budget.state is not BudgetState.NOT_MEASURED]
     if not with_budget:
         return None
     table = plain_table("error budget", "left", "known", *("/".join(seconds(s).replace(" ", "") for s in alert[:2]) for alert in ALERTS))
@@ -184,7 +184,7 @@ def _budgets(statuses: Iterable[SLOStatus]) -> ConsoleRenderable | None:
             left = "overspent" if budget.left_high <= 0 else f"{high} %" if low == high else f"{low}-{high} %"
         rates = ["/".join(map(_rate, (b.long_rate, b.short_rate), (b.long_rate_high, b.short_rate_high))) for b in budget.burns]
         table.add_row(_goal(status.target), left, seconds(budget.covered_seconds), *rates)
-        if budget.state not in (BudgetState.OK, BudgetState.NOT_MEASURED):
+        if budget.state is not BudgetState.OK:
             notes.append(f"! {_goal(status.target)}, {title_of(budget.state)}: {budget.message[:1].lower()}{budget.message[1:]}")
     return Group(table, Text("\n".join(notes)))
 
@@ -228,7 +228,7 @@ def measured_table(window: Window) -> Table:
         rate = window.rate(counter)
         if rate is not None:
             table.add_row(name, f"{number(rate)}/s")
-    each = f", {window.replicas} replicas" if window.replicas > 1 else ""
+    each = ", sum" if window.replicas > 1 else ""
     for gauge, name in ((Gauge.RUNNING_REQUESTS, f"running at scrapes{each}"), (Gauge.WAITING_REQUESTS, f"waiting at scrapes{each}")):
         stats = window.gauge(gauge)
         if stats is not None:

@@ -140,4 +140,4 @@ def test_sums_over_replicas_are_told_as_sums() -> None:
     stats = GaugeStats(30.0, 20.0, 40.0, 30.0, 6)
     console = Console(file=io.StringIO(), width=80, no_color=True)
     console.print(measured_table(Window("f", Engine.VLLM, 0.0, 60.0, 60.0, 2, gauges={Gauge.RUNNING_REQUESTS: stats}, replicas=3)))
-    assert "running at scrapes, 3 replicas" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "running at scrapes, sum" in console.file.getvalue()  # type: ignore[attr-defined]
