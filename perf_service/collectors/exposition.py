@@ -122,17 +122,17 @@ class ExpositionParser:
         ignored, comment = _IGNORED, _COMMENT
         for number, line in enumerate(lines, 1):
             prefix, _, text = line.rpartition(b" ")
-            prefixes.append(prefix)
             series = remembered(prefix)
             if series is None:
+                prefixes.append(line if line[:1] == b"#" else prefix)
                 self._read_new(page, samples, types, number, line)
                 continue
-            if series is comment:
-                continue
-            if series.is_type_line:
-                if kind := text.strip():
+            if series is comment or series.is_type_line:
+                prefixes.append(line)
+                if series is not comment and (kind := text.strip()):
                     types[series.name] = kind.decode("utf-8", "replace")
                 continue
+            prefixes.append(prefix)
             try:
                 value = float(text)
             except ValueError:
