@@ -47,9 +47,7 @@ def main() -> int:
     count, size = len(pages), sum(len(page) for _, page in pages)
     sample = pages[:: max(1, count // ORACLE_PAGES)]
     texts = [page.decode() for _, page in sample]
-    print(
-        f"{count} pages of {len(runs)} runs, {size / count / 1000:.1f} kB each; CPU milliseconds a page, best and median of {options.rounds}"
-    )
+    print(f"{count} pages of {len(runs)} runs, {size / count / 1000:.1f} kB; CPU milliseconds each, best and median of {options.rounds}")
     gc.disable()
     oracle = measure(lambda: [list(text_string_to_metric_families(text)) for text in texts], len(texts), min(3, options.rounds))
     rows = {"prometheus_client.parser": oracle}
