@@ -6,47 +6,56 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.alerts import texts
 from perf_service.analysis.alerts.promql import RANGE, Source
 from perf_service.analysis.alerts.rules import Alert, PackOptions, Record, Urgency
-from perf_service.analysis.alerts.signals import STALL_RANGE, Names, events, recorded
+from perf_service.analysis.alerts.signals import STALL_RANGE, Names, events, recorded, seconds
 from perf_service.models.analysis import Cause, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 
-_REJECTIONS_KNOB = {Engine.VLLM: "max_num_queued_reqs", Engine.SGLANG: "max_queued_requests", Engine.TGI: "max_concurrent_requests"}
+_REJECTIONS_KNOB = {Engine.VLLM: "max_num_queued_reqs", Engine.TGI: "max_concurrent_requests"}
 
 
 def records(options: PackOptions) -> tuple[Record, ...]:
     """Shares of requests with each bad end, and the load of each replica."""
-    r = Names(options)
-    good, failed = r("requests_succeeded", f"rate{RANGE}"), r("requests_failed", f"rate{RANGE}")
-    rejected, aborted = r("requests_rejected", f"rate{RANGE}"), r("requests_aborted", f"rate{RANGE}")
-    server, client = r("http_5xx_responses", f"rate{RANGE}"), r("http_4xx_responses", f"rate{RANGE}")
-    none = f"{r('served')} * 0"
-    begun, running = r("ttft_seconds", f"count_rate{RANGE}"), r("running_requests", f"avg{RANGE}")
-    # A 503 of the engine's own queue limit is told as a rejection.
-    by_http = f"clamp_min(({server} or {none}) - ({rejected} or {none}), 0)"
-    failures = f"(({failed} or {none}) > {by_http} or {by_http})"
-    finished = f"({good} or {none})"
-    found = {
-        recorded("request_ends", f"rate{RANGE}"): f"{finished} + {failures} + ({rejected} or {none}) + ({client} or {none})",
-        recorded("request_failures", f"rate{RANGE}"): failures,
-    }
+    r, none = Names(options), f"{Names(options)('served')} * 0"
+    counted = {rule.target for rule in Source(options).dialect.rules}
+
+    def rate(counter: Counter) -> str:
+        """A counter's rate, 0 where it is not on the page."""
+        return f"({r(counter.value, f'rate{RANGE}')} or {none})" if counter in counted else ""
+
+    failed, server = rate(Counter.REQUESTS_FAILED), rate(Counter.HTTP_5XX_RESPONSES)
+    rejected, client = rate(Counter.REQUESTS_REJECTED), rate(Counter.HTTP_4XX_RESPONSES)
+    if server and rejected:  # a 503 of the engine's own queue limit is told as a rejection
+        server = f"clamp_min({server} - {rejected}, 0)"
+    failures = f"({failed} > {server} or {server})" if failed and server else failed or server
+    found = {recorded("request_failures", f"rate{RANGE}"): failures}
+    bad = [r("request_failures", f"rate{RANGE}"), *filter(None, (rejected, client))]
+    found[recorded("request_ends", f"rate{RANGE}")] = " + ".join((rate(Counter.REQUESTS_SUCCEEDED), *bad))
     ends = r("request_ends", f"rate{RANGE}")
 
-    def share(name: str, rate: str) -> None:
-        found[recorded(name, f"mean{RANGE}")] = f"{rate} / ({ends} > 0)\nand {events(rate)} >= {t.EVENTS_MIN.value:g}"
+    def share(name: str, part: str, whole: str = ends) -> None:
+        found[recorded(name, f"mean{RANGE}")] = f"{part} / ({whole} > 0)\nand {events(part)} >= {t.EVENTS_MIN.value:g}"
 
     share("failed_ratio", r("request_failures", f"rate{RANGE}"))
-    share("rejected_ratio", rejected)
-    share("malformed_ratio", client)
-    if options.engine is Engine.TGI:
-        return tuple(Record(name, expr) for name, expr in found.items()) + _load(options)
-    # vLLM books a disconnect in no outcome counter: those that got a first token, did not end and do not run.
-    waiting = r("waiting_requests", f"avg{RANGE}")
-    vanished = f"{begun} - {r('e2e_seconds', f'count_rate{RANGE}')} - ({running} + {waiting}) / 300"
-    lost = f"({aborted} >= {vanished} or {vanished})" if options.engine is Engine.VLLM else aborted
-    found[recorded("requests_lost", f"rate{RANGE}")] = lost
-    lost = r("requests_lost", f"rate{RANGE}")
-    found[recorded("aborted_ratio", f"mean{RANGE}")] = f"{lost} / ({begun} > 0)\nand {events(lost)} >= {t.EVENTS_MIN.value:g}"
+    if rejected:
+        share("rejected_ratio", r("requests_rejected", f"rate{RANGE}"))
+    if client:
+        share("malformed_ratio", r("http_4xx_responses", f"rate{RANGE}"))
+    if Counter.REQUESTS_ABORTED in counted:
+        begun = r("ttft_seconds", f"count_rate{RANGE}")
+        found[recorded("requests_lost", f"rate{RANGE}")] = _lost(options, begun)
+        share("aborted_ratio", r("requests_lost", f"rate{RANGE}"), begun)
     return tuple(Record(name, expr) for name, expr in found.items()) + _load(options)
+
+
+def _lost(options: PackOptions, begun: str) -> str:
+    r = Names(options)
+    aborted = r("requests_aborted", f"rate{RANGE}")
+    if options.engine is not Engine.VLLM:
+        return aborted
+    # vLLM books a disconnect in no outcome counter: those that got a first token, did not end and do not run.
+    present = f"({r('running_requests', f'avg{RANGE}')} + {r('waiting_requests', f'avg{RANGE}')}) / {seconds(RANGE)}"
+    vanished = f"({begun} - {r('e2e_seconds', f'count_rate{RANGE}')} - {present})"
+    return f"{aborted} >= {vanished}\nor {vanished}"
 
 
 def _load(options: PackOptions) -> tuple[Record, ...]:
@@ -204,20 +213,21 @@ def _failures(options: PackOptions) -> list[Alert]:
         )
         for bound, urgency in ((f"{low:g} < {high:g}", Urgency.WARNING), (f"{high:g}", Urgency.CRITICAL))
     ]
-    found.append(
-        Alert(
-            "LLMRequestsRejected",
-            f"{rejected} >= {low:g}",
-            "5m",
-            Urgency.WARNING,
-            Cause.REJECTIONS,
-            Verdict.SCALE,
-            f"{who}: refuses {texts.PERCENT} of its requests at its own queue limit.",
-            "The engine refuses requests because its queue is full",
-            f"rejected / all requests >= {low:.0%}, at least {t.EVENTS_MIN.value:.0f} in 5 minutes",
-            f"Add capacity, or raise `{_REJECTIONS_KNOB[options.engine]}` if waiting is acceptable.",
+    if options.engine is not Engine.SGLANG:  # its refusals are aborts
+        found.append(
+            Alert(
+                "LLMRequestsRejected",
+                f"{rejected} >= {low:g}",
+                "5m",
+                Urgency.WARNING,
+                Cause.REJECTIONS,
+                Verdict.SCALE,
+                f"{who}: refuses {texts.PERCENT} of its requests at its own queue limit.",
+                "The engine refuses requests because its queue is full",
+                f"rejected / all requests >= {low:.0%}, at least {t.EVENTS_MIN.value:.0f} in 5 minutes",
+                f"Add capacity, or raise `{_REJECTIONS_KNOB[options.engine]}` if waiting is acceptable.",
+            )
         )
-    )
     if options.engine is Engine.TGI:
         return found
     found.append(

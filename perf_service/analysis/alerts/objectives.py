@@ -13,7 +13,7 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.alerts import texts
 from perf_service.analysis.alerts.promql import RANGE, Source
 from perf_service.analysis.alerts.rules import Alert, PackOptions, Record, Urgency, objective_share
-from perf_service.analysis.alerts.signals import Names, recorded
+from perf_service.analysis.alerts.signals import Names, recorded, seconds
 from perf_service.models.analysis import Verdict
 from perf_service.models.metrics import Engine, Hist
 from perf_service.models.slo import SLOTarget
@@ -89,7 +89,7 @@ def _burning(options: PackOptions, objective: SLOTarget, burn: _Burn) -> Alert:
         return f"histogram_quantile({1.0 - share:.4g}, {summed}) > {bound:g}"
 
     total = f'sum by ({labels}) (avg_over_time({rates[:-1]},le="+Inf"}}[{burn.short}]))'
-    enough = f"{total} * {_seconds(burn.short)} >= {t.REQUESTS_MIN.value:g}"
+    enough = f"{total} * {seconds(burn.short)} >= {t.REQUESTS_MIN.value:g}"
     missed = _MISSES[hist].format(bound=f"{bound:g}")
     quantile = f"p{100 * (1.0 - share):.3g}"
     may = f"{100 * (1.0 - objective_share(objective)):.3g} %"
@@ -107,7 +107,3 @@ def _burning(options: PackOptions, objective: SLOTarget, burn: _Burn) -> Alert:
         "Look at the cause alerts of this service; without one, run `perf-service doctor` on a replica.",
         symptom=True,
     )
-
-
-def _seconds(span: str) -> int:
-    return int(span[:-1]) * {"m": 60, "h": 3600}[span[-1]]

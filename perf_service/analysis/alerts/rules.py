@@ -106,6 +106,8 @@ class PackOptions:
                 raise InvalidArgumentError(
                     f"{self.selector!r} is not a list of label matchers; write for example {example}", field="selector"
                 )
+            if rest.endswith(",") and match.end() == len(rest) - 1:
+                raise InvalidArgumentError(f"{self.selector!r} ends with a comma: it is a list of label matchers", field="selector")
             rest = rest[match.end() + 1 :]
         for objective in self.objectives:
             _check_objective(objective)

@@ -105,18 +105,19 @@ def _conclusions(r: Names) -> dict[str, str]:
         ),
         recorded("preemptions_per_request", f"mean{RANGE}"): (
             f"{r('preemptions', f'rate{RANGE}')} / {r('requests_succeeded', f'rate{RANGE}')}\n"
-            f"and {r('preemptions', f'rate{RANGE}')} * {_seconds(RANGE)} >= {t.EVENTS_MIN.value:g}"
+            f"and {r('preemptions', f'rate{RANGE}')} * {seconds(RANGE)} >= {t.EVENTS_MIN.value:g}"
         ),
     }
 
 
-def _seconds(span: str) -> int:
+def seconds(span: str) -> int:
+    """The length of a range, e.g. `5m`."""
     return int(span[:-1]) * {"s": 1, "m": 60, "h": 3600}[span[-1]]
 
 
 def events(rate: str) -> str:
     """How many events a rate over `RANGE` stands for."""
-    return f"{rate} * {_seconds(RANGE)}"
+    return f"{rate} * {seconds(RANGE)}"
 
 
 def _kv_peak(source: Source) -> str | None:
