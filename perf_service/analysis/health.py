@@ -7,6 +7,7 @@
 | failed and rejected requests | 50 x min(1, share / 0.2) |
 | waiting requests, where they matter | 20 x waiting / (waiting + max(running, 1)) |
 | preemptions | 15 x min(1, per request / 0.5) |
+| requests given up by their clients, where that is a finding | 30 x min(1, share / 0.5) |
 | a hang | 100 |
 
 For a floor (throughput) value / target stands for target / value, for an attainment the share of the burn rate. More than 100 points
@@ -36,6 +37,7 @@ BUILTIN_POINTS, BUILTIN_CAP = 20.0, 30.0
 ERROR_POINTS, ERROR_FULL_RATIO = 50.0, 0.2
 QUEUE_POINTS = 20.0
 PREEMPTION_POINTS, PREEMPTION_FULL = 15.0, 0.5
+ABORT_POINTS, ABORT_FULL_RATIO = 30.0, 0.5
 HEALTHY_FROM, DEGRADED_FROM = 80.0, 50.0
 WORST_REPLICA_SHARE = 0.5
 
@@ -49,6 +51,7 @@ def score(
     waiting: float = 0.0,
     running: float = 0.0,
     preemptions_per_request: float = 0.0,
+    abort_ratio: float = 0.0,
     hung: bool = False,
     replicas: int = 1,
 ) -> Scored:
@@ -69,6 +72,9 @@ def score(
     if preemptions_per_request > 0:
         points = PREEMPTION_POINTS * min(1.0, preemptions_per_request / PREEMPTION_FULL)
         parts.append(HealthPart("preemptions", points, f"{number(preemptions_per_request)} preemptions per finished request."))
+    if abort_ratio > 0:
+        points = ABORT_POINTS * min(1.0, abort_ratio / ABORT_FULL_RATIO)
+        parts.append(HealthPart("aborts", points, f"{percent(abort_ratio)} of requests are given up by their clients."))
     return _summed(parts)
 
 
@@ -102,6 +108,7 @@ def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottle
         waiting=found.waiting_mean if rules_queue.significant(found) else 0.0,
         running=found.running.mean if by_gauge and found.running is not None else found.running_mean or 0.0,
         preemptions_per_request=found.preemptions_per_request or 0.0,
+        abort_ratio=max((b.current_value for b in bottlenecks if b.cause is Cause.CLIENT_ABORTS), default=0.0),
         hung=hung,
         replicas=found.window.replicas,
     )

@@ -10,6 +10,7 @@ from perf_service.analysis.candidates import compact, fact
 from perf_service.analysis.facts import Facts
 from perf_service.models.analysis import Bottleneck, Cause, Evidence, Severity, Verdict
 from perf_service.models.metrics import Counter, Gauge, Hist
+from perf_service.models.units import number, percent
 from perf_service.models.window import GaugeStats, Window
 
 
@@ -150,14 +151,15 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
             severity = Severity.MEDIUM
             if share >= t.ERROR_RATIO_HIGH.value:
                 severity = Severity.CRITICAL if share >= t.ERROR_RATIO_CRITICAL.value else Severity.HIGH
-            detail = f"{count:.0f} of {total:.0f} requests ({share:.1%})."
-            evidence = (fact(facts, metric, "share", share, detail, threshold=t.ERROR_RATIO.value, unit="ratio", samples=total),)
+            detail = f"{count:.0f} of {total:.0f} requests ({percent(share)})."
+            word = "failed" if cause is Cause.REQUEST_ERRORS else "were rejected"
+            text = f"{percent(share)} of the requests {word} (from {percent(t.ERROR_RATIO.value)} on it is told)."
+            evidence = (fact(facts, metric, "share", share, text, threshold=t.ERROR_RATIO.value, unit="ratio", samples=total),)
             found.append(finding(cause, facts, severity, verdict, metric, share, t.ERROR_RATIO.value, detail, evidence))
     share = malformed / total if total else 0.0
     if malformed >= t.EVENTS_MIN.value and share >= t.ERROR_RATIO_HIGH.value:
-        detail = (
-            f"{malformed:.0f} of {total:.0f} requests ({share:.1%}) were answered with HTTP 4xx: the client sends what the server refuses."
-        )
+        counted = f"{malformed:.0f} of {total:.0f} requests ({percent(share)})"
+        detail = f"{counted} were answered with HTTP 4xx: the client sends what the server refuses."
         evidence = (
             fact(facts, "http_4xx_responses", "share", share, detail, threshold=t.ERROR_RATIO_HIGH.value, unit="ratio", samples=total),
         )
@@ -177,8 +179,9 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
     begun = max(facts.started, facts.finished + aborted)
     share = aborted / begun if begun else 0.0
     if aborted >= t.EVENTS_MIN.value and share >= t.ABORT_RATIO.value:
-        detail = f"{aborted:.0f} of {begun:.0f} requests ({share:.0%})."
-        evidence = (fact(facts, "requests_aborted", "share", share, detail, threshold=t.ABORT_RATIO.value, unit="ratio", samples=begun),)
+        detail = f"{aborted:.0f} of {begun:.0f} requests ({percent(share)})."
+        text = f"{percent(share)} of the requests that had begun were given up (from {percent(t.ABORT_RATIO.value)} on it is told)."
+        evidence = (fact(facts, "requests_aborted", "share", share, text, threshold=t.ABORT_RATIO.value, unit="ratio", samples=begun),)
         found.append(
             finding(
                 Cause.CLIENT_ABORTS,
@@ -223,9 +226,9 @@ def imbalance(facts: Facts, loads: Mapping[str, Mapping[Gauge, GaugeStats]]) -> 
     if mean <= 0 or top / mean < min(t.IMBALANCE_RATIO.value, 0.8 * len(sums)) or top - mean < t.IMBALANCE_EXCESS.value:
         return None
     queued = waiting is not None and waiting.mean >= t.WAITING_GAUGE_MIN.value
-    detail = f"{name} has {top:.1f} requests running or waiting, the mean of {len(sums)} is {mean:.1f}."
+    detail = f"{name} has {number(top)} requests running or waiting, the mean of {len(sums)} is {number(mean)}."
     evidence = tuple(
-        fact(facts, "running_and_waiting_requests", "mean", value, f"{rank}: {value:.1f} requests.", unit="requests")
+        fact(facts, "running_and_waiting_requests", "mean", value, f"{rank}: {number(value)} requests running or waiting.", unit="requests")
         for rank, value in sorted(sums.items(), key=lambda item: -item[1])[:8]
     )
     return finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from perf_service.analysis import queue_evidence, queue_weights, rules_length, rules_queue
@@ -11,6 +12,7 @@ from perf_service.analysis.facts import Facts
 from perf_service.analysis.steps import chunks, fixed_share
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge
+from perf_service.models.units import number, percent, seconds
 
 
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
@@ -52,7 +54,8 @@ def _chunking(facts: Facts) -> float:
     cut = chunks(facts)
     if not cut.known:
         return 0.05
-    return queue_weights.budget_smallness(facts) * ramp(cut.least, 2.0, 1.5 * t.CHUNKS_MANY.value)
+    likely = math.sqrt(cut.least * cut.most) if t.CUT_MIN.value <= cut.least and cut.most < math.inf else cut.least
+    return queue_weights.budget_smallness(facts) * ramp(likely, 2.0, 1.5 * t.CHUNKS_MANY.value)
 
 
 def prefill_evidence(facts: Facts) -> tuple[Evidence, ...]:
@@ -60,9 +63,9 @@ def prefill_evidence(facts: Facts) -> tuple[Evidence, ...]:
     if facts.prefill is None:
         return ()
     share = facts.prefill / facts.ttft if facts.ttft else None
-    text = f"Prefill takes {facts.prefill:.3f} s" + (f", {share:.0%} of the time to the first token" if share is not None else "")
+    text = f"Prefill takes {seconds(facts.prefill)}" + (f", {percent(share)} of the time to the first token" if share is not None else "")
     if facts.computed_tokens is not None:
-        text += f", for {facts.computed_tokens:.0f} computed prompt tokens"
+        text += f", for {facts.computed_tokens:,.0f} prompt tokens that are not in the cache"
     return (fact(facts, "prefill_seconds", "mean", facts.prefill, text + ".", unit="s", threshold=None),)
 
 
@@ -87,7 +90,7 @@ def prefix_off(facts: Facts) -> Candidate:
                     "prompt_tokens",
                     "mean",
                     prompt,
-                    f"Prompts have {prompt:.0f} tokens on average, all computed anew.",
+                    f"Prompts have {prompt:,.0f} tokens on average, all computed anew.",
                     unit="tokens",
                 ),
                 fact(
@@ -95,7 +98,7 @@ def prefix_off(facts: Facts) -> Candidate:
                     "prefill_seconds",
                     "share",
                     share,
-                    f"Prefill is {share:.0%} of the whole latency.",
+                    f"Prefill is {percent(share)} of the whole latency.",
                     threshold=t.PREFIX_PREFILL_SHARE_MIN.value,
                     unit="ratio",
                 )
@@ -144,7 +147,7 @@ def prefix_thrashing(facts: Facts) -> Candidate:
     if evicted:
         rewritten = max(rewritten, 0.5)
     weight = rewritten * ramp(hit, 0.02, 0.06) * (1.0 - ramp(hit, 0.5, t.PREFIX_HIT_HIGH.value))
-    text = f"Only {hit:.0%} of prompt tokens are found in the cache"
+    text = f"Only {percent(hit)} of prompt tokens are found in the cache"
     text += f", which was written anew {turnovers:.1f} times in this window." if turnovers is not None else "."
     evidence = (fact(facts, "prefix_cache_hit_ratio", "mean", hit, text, threshold=t.PREFIX_HIT_HIGH.value, unit="ratio"),)
     return Candidate(Cause.PREFIX_CACHE_THRASHING, weight, evidence, Verdict.TUNE, settle)
@@ -176,7 +179,7 @@ def preschedule(facts: Facts) -> tuple[Candidate, ...]:
                 "preschedule_seconds",
                 "mean",
                 value,
-                f"{value:.3f} s of the time to the first token pass before the scheduler sees the request (HTTP, tokenizing).",
+                f"{seconds(value)} of the time to the first token pass before the scheduler sees the request (HTTP, tokenizing).",
                 unit="s",
             ),
             fact(
@@ -184,7 +187,7 @@ def preschedule(facts: Facts) -> tuple[Candidate, ...]:
                 "process_cpu_seconds",
                 "rate",
                 cores,
-                f"The API process uses {cores:.2f} cores.",
+                f"The API process uses {number(cores)} CPU cores.",
                 threshold=t.CPU_SATURATED.value,
                 unit="cores",
                 against=cores < t.CPU_SATURATED.value,

@@ -86,8 +86,8 @@ def _prefill(facts: Facts) -> str:
     if facts.prefill is None:
         return "computing the prompts is the limit"
     of = f" of the {seconds(facts.ttft)} to the first token" if facts.ttft and facts.prefill <= facts.ttft else ""
-    what = f" for {number(facts.computed_tokens)} tokens" if facts.computed_tokens is not None else ""
-    return f"computing a prompt (prefill) takes {seconds(facts.prefill)}{of}{what}"
+    what = f"a prompt of {number(facts.computed_tokens)} tokens" if facts.computed_tokens is not None else "a prompt"
+    return f"computing {what} (prefill) takes {seconds(facts.prefill)}{of}"
 
 
 def _decode(facts: Facts) -> str:

@@ -185,7 +185,7 @@ def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
     notes = []
     if len(spans) > 1:
         text = (
-            f"The engine restarted {len(spans) - 1} time(s) between the pages; "
+            f"The engine restarted {'once' if len(spans) == 2 else f'{len(spans) - 1} times'} between the pages; "
             f"the longest span without a restart is used, {len(best)} of {sum(map(len, spans))} pages."
         )
         notes.append(DataIssue(IssueCode.RESET, IssueLevel.WARNING, text))

@@ -27,7 +27,10 @@ TARGETS = (
 )
 _counts = st.tuples(*[st.integers(0, 50)] * 4).filter(any)
 _loads: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {name: st.floats(0, top) for name, top in (("error_ratio", 1.0), ("waiting", 200.0), ("preemptions_per_request", 3.0))}
+    {
+        name: st.floats(0, top)
+        for name, top in (("error_ratio", 1.0), ("waiting", 200.0), ("preemptions_per_request", 3.0), ("abort_ratio", 1.0))
+    }
 )
 
 
@@ -48,7 +51,7 @@ def statuses(counts: tuple[int, ...], tokens: float, targets: tuple[SLOTarget, .
     tokens=st.floats(0, 2000),
     fewer=st.floats(0, 1),
     loads=_loads,
-    more=st.sampled_from(["", "error_ratio", "waiting", "preemptions_per_request", "hung"]),
+    more=st.sampled_from(["", "error_ratio", "waiting", "preemptions_per_request", "abort_ratio", "hung"]),
     factor=st.floats(1.0, 5.0),
     targets=st.lists(st.sampled_from(TARGETS), unique=True).map(tuple),
     running=st.floats(0, 100),
@@ -73,7 +76,7 @@ def test_a_worse_input_never_gives_a_higher_score(
         index = next((i for i in range(3) if moved[i]), 3)
         if index < 3:
             moved[index], moved[index + 1] = moved[index] - 1, moved[index + 1] + 1
-    worse = {**loads, **({more: min(loads[more] * factor, 1.0 if more == "error_ratio" else 1e9)} if more in loads else {})}
+    worse = {**loads, **({more: min(loads[more] * factor, 1.0 if more.endswith("ratio") else 1e9)} if more in loads else {})}
     after, _ = health.score(statuses(tuple(moved), tokens * fewer, targets), running=running, hung=more == "hung", **worse)
     assert after <= before + 1e-9
 
