@@ -20,6 +20,8 @@ DEFAULT_CONCURRENCY: Final = 1024
 """A hung target holds its place for the fetch timeout; this many can hang before any other waits."""
 COALESCE_SECONDS: Final = 0.05
 """Scrapes due within this time begin together: at hundreds a second, waking up for each alone costs as much as reading its page."""
+_STARTED_AT_ONCE: Final = 100
+"""In one turn of the event loop: 10 ms of work."""
 
 OnSnapshot = Callable[[Instance, Snapshot], Awaitable[None]]
 OnFailure = Callable[[Instance, CollectError], Awaitable[None]]
@@ -112,17 +114,19 @@ class ScrapeScheduler:
         """Scrape until cancelled."""
         try:
             while True:
-                self.start_due()
-                await self._wait()
+                if self.start_due() < _STARTED_AT_ONCE:
+                    await self._wait()
+                else:
+                    await asyncio.sleep(0)
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def start_due(self) -> int:
-        """Start a scrape of every instance that is due, as far as places are free; returns how many. `run` calls it."""
+        """Start scrapes of instances that are due, as far as places are free; returns how many. `run` calls it again and again."""
         self._changed.clear()
-        free = self._concurrency - len(self._tasks)
+        free = min(self._concurrency - len(self._tasks), _STARTED_AT_ONCE)
         keys = self._schedule.due(self._clock.monotonic(), free) if free > 0 else []
         for key in keys:
             task = asyncio.create_task(self._scrape(self._instances[key]), name=f"scrape {key}")

@@ -8,6 +8,7 @@ from typing import Protocol
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.fetch import PageFetcher, looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
+from perf_service.collectors.turns import Turns
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import Instance
 from perf_service.models.metrics import Engine, Snapshot
@@ -27,6 +28,7 @@ class DirectScrape:
     def __init__(self, fetcher: PageFetcher, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> None:
         self._fetcher = fetcher
         self._builders = {engine: SnapshotBuilder(engine, max_body_bytes=max_body_bytes) for engine in Engine}
+        self._turns = Turns()
 
     async def snapshot(self, instance: Instance, now: float) -> Snapshot:
         """Fetch and read one page.
@@ -35,6 +37,7 @@ class DirectScrape:
             CollectError: as `Fetcher.fetch`; ENGINE_MISMATCH or BODY_NOT_METRICS for another engine's page or none's.
         """
         page = await self._fetcher.fetch(instance.endpoint)
+        await self._turns.wait()
         snapshot = self._builders[instance.engine].build(
             page.body,
             instance.instance_id,
