@@ -21,6 +21,7 @@ from perf_service.models.metrics import Engine
 
 Entry = Mapping[str, Any]
 _NAME: Final = "__name__"
+_UP_TEXT: Final = '{"__name__":"up"'
 _EXPORTED: Final = "exported_"
 """What Prometheus puts before a label of the page where the target has one of the same name (unless `honor_labels` is set)."""
 _IDENTITY: Final = (
@@ -61,8 +62,20 @@ class _Target:
     labels: dict[str, str]
     ups: dict[float, bool] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
+    job_text: str = ""
+
+    def __post_init__(self) -> None:
+        job = self.labels.get("job")
+        self.job_text = f',"job":{json.dumps(job, ensure_ascii=False)}' if job is not None else ""
+
+    def has_job_of(self, entry: Entry) -> bool:
+        """Whether the series is of the same job."""
+        if isinstance(entry, TextSeries) and entry.is_plain and self.job_text:
+            return self.job_text in entry.labels_text
+        return label_of(entry, "job") == self.labels.get("job")
 
     def agreement(self, metric: Mapping[str, str]) -> int:
+        """How many of the target's labels the series has."""
         return sum(metric.get(key) == value for key, value in self.labels.items())
 
 
@@ -102,20 +115,19 @@ def thinned(history: TargetHistory, every_seconds: float) -> TargetHistory:
 
 def _sorted_out(entries: Sequence[Entry], engine: Engine | None) -> list[_Target]:
     targets: list[_Target] = []
-    by_address: dict[tuple[str | None, str | None], list[_Target]] = {}
+    by_address: dict[str | None, list[_Target]] = {}
     rest = []
     for entry in entries:
-        if name_of(entry) != UP:
+        if not _is_up(entry):
             rest.append(entry)
             continue
-        metric = entry["metric"]
-        labels = {key: value for key, value in metric.items() if key != _NAME}
+        labels = {key: value for key, value in entry["metric"].items() if key != _NAME}
         target = _Target(labels, {float(at): float(value) > 0 for at, value in entry.get("values", ())})
         targets.append(target)
-        by_address.setdefault((labels.get("job"), labels.get("instance")), []).append(target)
+        by_address.setdefault(labels.get("instance"), []).append(target)
     orphans = []
     for entry in rest:
-        candidates = by_address.get((label_of(entry, "job"), label_of(entry, "instance")))
+        candidates = [target for target in by_address.get(label_of(entry, "instance"), ()) if target.has_job_of(entry)]
         if not candidates:
             orphans.append(entry)
         elif len(candidates) == 1:
@@ -144,38 +156,39 @@ def _inferred(orphans: Sequence[Entry], engine: Engine | None, *, has_targets: b
 
 
 def _history(target: _Target, newest: int) -> TargetHistory:
-    lines: dict[float, list[bytes]] = {}
-    native = []
-    series: list[tuple[bytes, list[tuple[float, bytes]]]] = []
-    spell = _Speller(target.labels)
-    clock: dict[str, float] = {}
-    for entry in target.entries:
-        if isinstance(entry, TextSeries) and entry.is_plain:
-            samples = []
-            for written, value in entry.samples(newest and newest + 1):
-                at = clock.get(written)
-                if at is None:
-                    at = clock[written] = float(written)
-                samples.append((at, value.encode()))
-            series.append((spell.text(entry), samples))
-        elif (values := entry.get("values")) is not None:
-            series.append((spell.metric(entry["metric"]), [(at, value.encode()) for at, value in values[-newest - 1 if newest else 0 :]]))
-        else:
-            native.append(name_of(entry))
+    series = [entry for entry in target.entries if _has_values(entry)]
+    native = dict.fromkeys(name_of(entry) for entry in target.entries if not _has_values(entry))
     times = sorted(at for at, is_up in target.ups.items() if is_up) if target.ups else _scrape_times(series)
     times = times[-newest:]
-    exact: dict[float, float | None] = {at: at for at in times}
-    for prefix, samples in series:
-        for at, text in samples:
-            time = exact.get(at)
-            if time is None:
-                time = exact[at] = _nearest(times, at)
-                if time is None:
-                    continue  # not of a scrape: written by a rule
-            lines.setdefault(time, []).append(b"%b %b\n" % (prefix, text))
-    scrapes = tuple(Scrape(at, b"".join(lines[at]), len(lines[at])) for at in sorted(lines))
+    spell = _Speller(target.labels)
+    lines: dict[float, list[str]] = {at: [] for at in times}
+    # By the time as it is written, the page it belongs to: None for a time at which nothing was scraped, as the samples of rules have.
+    pages: dict[str | float, list[str] | None] = {}
+    for entry in series:
+        if isinstance(entry, TextSeries) and entry.is_plain:
+            prefix, samples = spell.text(entry), entry.samples(newest and newest + 1)
+        else:
+            prefix, samples = spell.metric(entry["metric"]), entry["values"]
+        for at, value in samples:
+            if at not in pages:
+                time = _nearest(times, float(at))
+                pages[at] = None if time is None else lines[time]
+            page = pages[at]
+            if page is not None:
+                page.append(f"{prefix} {value}\n")
+    scrapes = tuple(Scrape(at, "".join(page).encode(), len(page)) for at, page in lines.items() if page)
     failed = tuple(sorted(at for at, is_up in target.ups.items() if not is_up))
-    return TargetHistory(target.labels, scrapes, failed, tuple(dict.fromkeys(native)))
+    return TargetHistory(target.labels, scrapes, failed, tuple(native))
+
+
+def _is_up(entry: Entry) -> bool:
+    if isinstance(entry, TextSeries) and entry.is_plain:
+        return entry.labels_text.startswith(_UP_TEXT)
+    return name_of(entry) == UP
+
+
+def _has_values(entry: Entry) -> bool:
+    return (isinstance(entry, TextSeries) and entry.is_plain) or entry.get("values") is not None
 
 
 def name_of(entry: Entry) -> str:
@@ -191,9 +204,9 @@ def label_of(entry: Entry, name: str) -> str | None:
     return value
 
 
-def _scrape_times(series: Sequence[tuple[bytes, Sequence[tuple[float, bytes]]]]) -> list[float]:
+def _scrape_times(series: Sequence[Entry]) -> list[float]:
     """The times at which most of the series have a sample: those of scrapes, not of rules."""
-    counts = Counter(at for _, values in series for at, _ in values)
+    counts = Counter(at for entry in series for at, _ in entry["values"])
     grouped: list[tuple[float, int]] = []
     for at in sorted(counts):
         if grouped and at - grouped[-1][0] <= SAME_SCRAPE_SECONDS:
@@ -222,7 +235,7 @@ class _Speller:
         self._cut = [f',"{name}":{json.dumps(value, ensure_ascii=False)}' for name, value in target.items()]
         self._names = frozenset(target)
 
-    def text(self, series: TextSeries) -> bytes:
+    def text(self, series: TextSeries) -> str:
         """The series before its value, as a line of a page."""
         rest = series.labels_text
         for pair in self._cut:
@@ -234,7 +247,7 @@ class _Speller:
             known = _SPELLED[self._names, rest] = self.metric(json.loads(rest))
         return known
 
-    def metric(self, metric: Mapping[str, str]) -> bytes:
+    def metric(self, metric: Mapping[str, str]) -> str:
         """As `text`, of labels that have been read."""
         labels = []
         for key, value in metric.items():
@@ -246,10 +259,10 @@ class _Speller:
             name = bare if bare in self._names else key
             labels.append(f"{label_name(name)}={_escaped(value)}")
         name = metric.get(_NAME, "")
-        return (f"{name}{{{','.join(labels)}}}" if labels else name).encode()
+        return f"{name}{{{','.join(labels)}}}" if labels else name
 
 
-_SPELLED: dict[tuple[frozenset[str], str], bytes] = {}
+_SPELLED: dict[tuple[frozenset[str], str], str] = {}
 _MOST_SPELLED: Final = 65_536
 
 

@@ -18,7 +18,7 @@ from perf_service.collectors.prometheus.history import (
     read_raw,
     unreachable,
 )
-from perf_service.collectors.prometheus.mapping import Entry, Scrape, TargetHistory, label_of, targets_of
+from perf_service.collectors.prometheus.mapping import Entry, Scrape, TargetHistory, targets_of
 from perf_service.collectors.prometheus.matchers import Matcher, any_of, parse_matchers
 from perf_service.collectors.prometheus.quality import OLD_INTERVALS, source_issues
 from perf_service.collectors.prometheus.selecting import name_matchers
@@ -253,10 +253,10 @@ class EitherSource:
 
 def _by_value(series: Sequence[Entry], engine: Engine, label: str) -> dict[str, list[TargetHistory]]:
     """The targets by the value of the label that the members differ in."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in series:
-        groups.setdefault((label_of(entry, label) or "") if label else "", []).append(entry)
-    return {value: targets_of(entries, engine, newest=_NEWEST) for value, entries in groups.items()}
+    groups: dict[str, list[TargetHistory]] = {}
+    for target in targets_of(series, engine, newest=_NEWEST):
+        groups.setdefault(target.labels.get(label, ""), []).append(target)
+    return groups
 
 
 def _match(group: _Group, values: Sequence[str]) -> str:
