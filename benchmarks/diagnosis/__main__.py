@@ -24,23 +24,23 @@ from pathlib import Path
 from benchmarks.diagnosis import captures, judging, peers, score
 from benchmarks.diagnosis.judging import ROOT, Outcome, judge
 from benchmarks.diagnosis.running import Page
-from benchmarks.diagnosis.situations import FAULTS, FLEETS, schedule
+from benchmarks.diagnosis.situations import FAULTS, MORE, schedule
 from benchmarks.diagnosis.traps import TRAPS
 
 CACHE = ROOT / ".bench_cache"
 TUNING_SEED = 1_000_000
 _TRAP_SHARE, _TRAP_SEEDS = 0.22, 500_000
-_FLEET_SHARE, _FLEET_SEEDS = 0.05, 700_000
-_MAKERS = {maker.__name__: maker for maker, _ in (*FAULTS, *TRAPS, *FLEETS)}
+_MORE_SHARE, _MORE_SEEDS = 0.12, 700_000
+_MAKERS = {maker.__name__: maker for maker, _ in (*FAULTS, *TRAPS, *MORE)}
 Job = tuple[int, str, bool]
 
 
 def jobs(count: int, base: int, wide: bool) -> list[Job]:
-    """(seed, maker, wide) of each situation: mostly faults and healthy engines, a fifth of traps, some fleets."""
+    """(seed, maker, wide) of each situation: mostly faults and healthy engines, a fifth of traps, some fleets and rare faults."""
     faults, traps = schedule(FAULTS), schedule(TRAPS)
-    fleets = schedule(FLEETS)
-    n_traps, n_fleets = round(count * _TRAP_SHARE), round(count * _FLEET_SHARE)
-    parts = ((0, faults, count - n_traps - n_fleets), (_TRAP_SEEDS, traps, n_traps), (_FLEET_SEEDS, fleets, n_fleets))
+    more = schedule(MORE)
+    n_traps, n_more = round(count * _TRAP_SHARE), round(count * _MORE_SHARE)
+    parts = ((0, faults, count - n_traps - n_more), (_TRAP_SEEDS, traps, n_traps), (_MORE_SEEDS, more, n_more))
     return [(base + start + i, makers[i % len(makers)].__name__, wide) for start, makers, n in parts for i in range(n)]
 
 
@@ -124,7 +124,7 @@ def plain(outcome: Outcome) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("tuning", "scoring"), default="tuning")
-    parser.add_argument("--situations", type=int, default=440)
+    parser.add_argument("--situations", type=int, default=480)
     parser.add_argument("--seed", type=int, help="first seed, instead of the set's own")
     parser.add_argument("--only", default="", help="only kinds whose name contains this")
     parser.add_argument("--captures", type=Path, help="folder of real runs (then only those are scored)")

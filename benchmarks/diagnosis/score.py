@@ -128,6 +128,12 @@ def report(outcomes: Sequence[Outcome], title: str) -> str:
     out.append(
         table("Root cause of faults (right among the answered; abstained; right among all; Wilson 95 %)", ("", "engine", "right"), rows)
     )
+    rows = []
+    for truth in sorted({true_of(o) for o in faults}):
+        some = [o for o in faults if true_of(o) == truth]
+        rows.append((truth, *(f"{sum(t.grade == RIGHT for _, t in graded(some, pick))}/{len(some)}" for _, pick in MODES)))
+    if rows:
+        out.append(table("The same by what is true (accepted causes)", ("true", *(mode for mode, _ in MODES)), rows))
     rows = [(mode, share(sum(t.loud for _, t in graded(fine, pick)), len(fine)), accuracy(graded(fine, pick))) for mode, pick in MODES]
     out.append(table("Healthy or idle", ("", "false alarms (HIGH or CRITICAL)", "left in peace"), rows))
     if both:
@@ -160,10 +166,23 @@ def report(outcomes: Sequence[Outcome], title: str) -> str:
         out.append(table(f"Confusion, {mode}", ("true", "named", "n"), confusion(kept, pick)))
         if faults:
             out.append(table(f"Risk against coverage, {mode}", ("confidence", "answered", "wrong among them"), risk_coverage(kept, pick)))
-    rows = [(o.name, o.kind, o.engine, mode, o.truth, t.cause, f"{t.confidence:.2f}", t.text[:160]) for o, mode, t in worst(kept)]
-    head = ("run", "kind", "engine", "mode", "true", "named", "confidence", "what it said")
+    rows = [
+        (o.name, o.kind, o.engine, mode, true_of(o), t.cause, f"{t.confidence:.2f}", t.text[:160], why(o)) for o, mode, t in worst(kept)
+    ]
+    head = ("run", "kind", "engine", "mode", "true", "named", "confidence", "what it said", "what the experiments said")
     out.append(table("Worst cases: wrong with the highest confidence", head, rows))
     return "\n".join(out)
+
+
+def true_of(o: Outcome) -> str:
+    return o.truth if o.group == "trap" else "|".join(cause.value for cause in o.label.accepted) or o.truth
+
+
+def why(o: Outcome) -> str:
+    """The fixes that were tried, best first, by what they make better (a ratio over all missed objectives)."""
+    best = sorted(o.label.gains, key=lambda item: -item[1])[:3]
+    tried = ", ".join(f"{name} x{math.exp(gain):.1f}" for name, gain in best)
+    return tried and f"objectives missed x{math.exp(o.label.badness):.1f}; better by {tried}"
 
 
 def peer_short(outcomes: Sequence[Outcome], name: str) -> str:

@@ -23,6 +23,7 @@ HARDWARE = Hardware(memory_gib=4000.0, weights_gib=15.0)  # the pool is bound by
 PHYSICS = Path(__file__).with_name("physics.csv")
 FULL_BUDGET = 8192
 FULL_SEQS = 256
+UNSHARED = 1_000_000  # prefixes, so that no two requests have the same
 WARM_SECONDS = 8.0
 PAGES = 11
 STEPS_MAX = 2400  # bounds what one run costs to simulate
@@ -264,13 +265,15 @@ def budget_small(d: Draw) -> Situation:
 
 
 def budget_large(d: Draw) -> Situation:
+    """Prompts that take a quarter to half of the engine's time, each in one long step, between answers that are being written."""
     engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
-    prompt = Lengths.lognormal(d.between(1500, 5000), 0.4, 200, 14000)
-    output = Lengths.lognormal(d.between(80, 220), 0.4, 10, 600)
-    shape = closed(prompt, output, 1)
-    load = open_(prompt, output, capacity(times, shape, 24) * d.between(0.3, 0.65))
+    prompt = Lengths.lognormal(d.between(1500, 4000), 0.4, 200, 14000)
+    output = Lengths.lognormal(d.between(60, 180), 0.4, 10, 600)
+    while mean(prompt) * times.per_prefill_token > 15 * (times.base + 8 * times.per_seq):
+        times = physics(d)  # with so long a step there are too few of them to be one pause in a hundred
+    load = open_(prompt, output, d.between(0.25, 0.5) / (mean(prompt) * times.per_prefill_token))
     sound = replace(sound_flags(d, engine, longest(load)), max_num_batched_tokens=512)
-    wishes = (Wish("ttft", "mean", d.between(1.5, 3)), Wish("itl", d.pick("p95", "p99"), d.between(1.2, 1.8)))
+    wishes = (Wish("ttft", "mean", d.between(1.5, 3)), Wish("itl", "p99", d.between(1.2, 1.8)))
     flags = replace(sound, max_num_batched_tokens=d.pick(8192, 16384))
     return finish(d, "budget_large", times, flags, sound, load, wishes=wishes)
 
@@ -326,12 +329,21 @@ def prefix_thrash(d: Draw) -> Situation:
 
 
 def head_of_line(d: Draw) -> Situation:
-    engine, times = d.pick("vllm", "vllm", "sglang"), physics(d)
-    prompt = Lengths.lognormal(d.between(80, 200), d.rng.uniform(1.4, 1.8), 8, 14000)
-    output = Lengths.lognormal(d.between(10, 60), 0.4, 1, 300)
-    load = open_(prompt, output, capacity(times, closed(prompt, output, 1), 16) * d.between(0.4, 0.7))
-    sound = sound_flags(d, engine, longest(load))
-    return finish(d, "head_of_line", times, sound, sound, load)
+    """A few very long prompts among many short ones, and nothing that keeps them apart."""
+    times = physics(d)
+    prompt = Lengths.lognormal(d.between(40, 150), 0.4, 8, 600)
+    output = Lengths.lognormal(d.between(8, 40), 0.4, 1, 200)
+    long, share = d.whole(5000, 12000), d.rng.uniform(0.06, 0.15)
+    work = (share * long + (1 - share) * mean(prompt)) * times.per_prefill_token
+    # A "prefix" that next to nobody shares is how some prompts get long here.
+    load = replace(
+        open_(prompt, output, d.between(0.4, 0.6) / work), shared_prefix_tokens=long, shared_prefix_share=share, prefixes=UNSHARED
+    )
+    flags = replace(sound_flags(d, "vllm", longest(load)), max_num_batched_tokens=FULL_BUDGET)
+    sound = replace(flags, long_prefill_token_threshold=512)
+    wishes = (Wish("ttft", "mean", d.between(0.8, 1.2)), Wish("itl", "mean", d.between(2.0, 3.0)))
+    # A long look: few long prompts make for a lot of chance.
+    return finish(d, "head_of_line", times, flags, sound, load, wishes=wishes, duration=d.pick(120.0, 180.0))
 
 
 def under_admission(d: Draw) -> Situation:
@@ -342,7 +354,7 @@ def under_admission(d: Draw) -> Situation:
     asked = d.pick(1024, 2048)
     load = replace(closed(prompt, output, clients), max_tokens=asked)
     sound = sound_flags(d, "sglang", longest(load))
-    pool = clients * (mean(prompt) + mean(output)) * d.between(1.6, 3.0) + asked
+    pool = clients * (mean(prompt) + mean(output)) * d.between(1.05, 1.6) + asked
     sound = replace(kv_flags(sound, pool), schedule_conservativeness=0.3)
     flags = replace(sound, schedule_conservativeness=d.pick(1.0, 1.5, 2.0, 3.0))
     return finish(d, "under_admission", times, flags, sound, load)
@@ -504,8 +516,10 @@ FAULTS: tuple[tuple[Maker, int], ...] = (
 )  # fmt: skip
 
 
-#: Fleets and ranks, beside the others.
-FLEETS: tuple[tuple[Maker, int], ...] = ((healthy_fleet, 2), (rank_imbalance, 1), (imbalance, 1))
+#: Fleets and ranks, and more of the faults that the label rules drop often.
+MORE: tuple[tuple[Maker, int], ...] = (
+    (healthy_fleet, 2), (rank_imbalance, 1), (imbalance, 1), (budget_large, 2), (head_of_line, 2), (under_admission, 2),
+)  # fmt: skip
 
 
 def schedule(makers: Sequence[tuple[Maker, int]]) -> list[Maker]:

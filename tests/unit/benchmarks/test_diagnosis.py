@@ -9,7 +9,7 @@ from benchmarks.diagnosis import __main__ as program
 from benchmarks.diagnosis import captures, judging, labels, peers, score
 from benchmarks.diagnosis.fit_physics import fit
 from benchmarks.diagnosis.running import Seen
-from benchmarks.diagnosis.situations import FAULTS, FLEETS, Draw, Objective, accelerators, batch_limit, kv_flags, kv_tokens, schedule
+from benchmarks.diagnosis.situations import FAULTS, MORE, Draw, Objective, accelerators, batch_limit, kv_flags, kv_tokens, schedule
 from benchmarks.diagnosis.traps import CHECKS, TRAPS, tampered
 from perf_service.models.analysis import Cause
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
@@ -70,7 +70,7 @@ def test_tuning_and_scoring_seeds_are_disjoint_and_every_kind_is_drawn() -> None
     scoring = program.jobs(1000, program.scoring_seed(), wide=True)
     assert not {seed for seed, _, _ in tuning} & {seed for seed, _, _ in scoring}
     assert len({seed for seed, _, _ in scoring}) == 1000
-    assert {name for _, name, _ in tuning} == {maker.__name__ for maker, _ in (*FAULTS, *TRAPS, *FLEETS)}
+    assert {name for _, name, _ in tuning} == {maker.__name__ for maker, _ in (*FAULTS, *TRAPS, *MORE)}
     assert {name for _, name, _ in tuning} == set(program._MAKERS)
 
 
