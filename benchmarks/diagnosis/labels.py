@@ -232,12 +232,16 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
     if margin > bad:
         return Label("dropped", badness=bad, why="within the noise of an A/A pair")
 
+    moved: dict[str, float] = {}
+
     def gain(name: str, variant: Situation) -> float:
         after = measure(name, lambda: variant)
         slower = after.values["e2e_mean"] > E2E_WORSE_MAX * base.values["e2e_mean"]
+        better = bad - badness(after, goals)
         if slower and after.error_ratio > base.error_ratio - ERROR_BOUND:
+            moved[name] = better
             return 0.0  # the wait has only moved
-        return bad - badness(after, goals)
+        return better
 
     gains = {name: gain(name, variant) for name, (_, fix) in FIXES.items() if (variant := fix(plain)) is not None}
     rounded = tuple((name, round(value, 2)) for name, value in sorted(gains.items(), key=lambda item: -item[1]))
@@ -255,6 +259,8 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
         return Label("fault", causes, badness=bad, gains=rounded)
     if best >= CLEARLY_NOT * least:
         return Label("dropped", badness=bad, gains=rounded, why="the best fix helps a little")
+    if moved.get("less_budget", 0.0) >= CLEARLY_NOT * least:
+        return Label("dropped", badness=bad, gains=rounded, why="a steadier pace for a longer whole")
     more = {name: gain(name, change(plain)) for name, (_, change) in CAPACITY.items()}
     rounded += tuple((name, round(value, 2)) for name, value in more.items())
     if max(more.values()) < margin:
