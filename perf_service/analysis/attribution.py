@@ -8,7 +8,8 @@ from dataclasses import replace
 from perf_service.analysis import rules_decode
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
-from perf_service.analysis.slo_monitor import miss_ratio
+from perf_service.analysis.slo_monitor import likely_missed, miss_ratio
+from perf_service.analysis.steps import DECODE_COST_TOKENS
 from perf_service.models.analysis import PhaseShares, SLOState, SLOStatus
 from perf_service.models.metrics import Engine, Hist
 
@@ -55,9 +56,9 @@ def own_prefill_share(facts: Facts) -> float:
     A short prompt that joins a large batch waits for the batch's step, not for its own few tokens.
     """
     prompt, running = facts.computed_tokens, facts.running_mean
-    if prompt is None or running is None or running <= 1.0 or facts.engine is not Engine.VLLM:
-        return 1.0
-    return prompt / (prompt + running)
+    if prompt is None or running is None or running <= 1.0 or facts.engine is Engine.SGLANG:
+        return 1.0  # SGLang's prefill batches hold no decodes
+    return prompt / (prompt + running * DECODE_COST_TOKENS)
 
 
 def preemption_share(facts: Facts) -> float:
@@ -106,7 +107,8 @@ def attributed(status: SLOStatus, facts: Facts) -> SLOStatus:
 
 
 def miss_weight(status: SLOStatus) -> float:
-    """How far a latency objective is missed, by ratio as severities are: the logarithm of value / target, 0 where it is met."""
-    if status.state is not SLOState.MISSED or status.target.histogram is None or status.current_value is None:
+    """How far a latency objective is missed (or likely is, inside a bucket), by ratio as severities are: the logarithm of
+    value / target, 0 where it is met."""
+    if not likely_missed(status) or status.target.histogram is None or status.current_value is None:
         return 0.0
     return math.log(min(max(miss_ratio(status), 1.0), t.MISS_RATIO_CAP.value)) or 1e-6

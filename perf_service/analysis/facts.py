@@ -37,6 +37,7 @@ class Facts:
     requests_per_second: float | None = None
     waiting_occupancy: float | None = None
     prefill_occupancy: float | None = None
+    prefill_step_share: float | None = None  # TGI: share of the time in steps with prompts
     running_occupancy: float | None = None
     waiting: GaugeStats | None = None
     running: GaugeStats | None = None

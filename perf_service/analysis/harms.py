@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -62,13 +63,20 @@ def _busy_beside_idle_frontend(facts: Facts) -> bool:
 def _missed_by_phase(facts: Facts, statuses: Sequence[SLOStatus]) -> dict[str, float]:
     """What the phases have of the missed objectives; of several objectives on one metric the worst counts."""
     by_hist: dict[Hist, float] = {}
+    # What makes the slowest tokens slow is weighed among the causes of slow decoding, prompts in the same step included.
+    tails = {
+        s.target.histogram
+        for s in statuses
+        if s.target.histogram in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS) and (s.target.quantile or 0.0) >= 0.9
+    }
     for status in statuses:
         hist = status.target.histogram
         if hist is not None and status.target.comparison is Comparison.LESS_THAN:
             by_hist[hist] = max(by_hist.get(hist, 0.0), phase.miss_weight(status))
     missed: dict[str, float] = {}
     for hist, excess in by_hist.items():
-        for name, share in phase.phase_shares(facts, hist).items():
+        shares = {phase.DECODE: 1.0} if hist in tails else phase.phase_shares(facts, hist)
+        for name, share in shares.items():
             missed[name] = missed.get(name, 0.0) + share * excess
     if throughput_missed(statuses) and rules_queue.significant(facts):
         missed[phase.QUEUE] = missed.get(phase.QUEUE, 0.0) + 1.0
@@ -100,11 +108,12 @@ def _queue_candidates(facts: Facts, statuses: Sequence[SLOStatus]) -> tuple[Cand
     found = list(rules_queue.candidates(facts))
     compute = next((c for c in found if c.cause is Cause.PREFILL_COMPUTE), None)
     if compute is not None:
-        off = rules_prefill.prefix_off(facts)
-        if off.weight > 0:
-            found.append(replace(off, weight=1.25 * off.weight * compute.weight))
-        deeper = (rules_length.head_of_line(facts), rules_prefill.prefix_thrashing(facts))
-        found += [replace(c, weight=1.25 * c.weight * compute.weight) for c in deeper if c.weight > 0]
+        causes = (rules_prefill.prefix_off(facts), rules_length.head_of_line(facts), rules_prefill.prefix_thrashing(facts))
+        deeper = [replace(c, weight=1.25 * c.weight * compute.weight) for c in causes if c.weight > 0]
+        if deeper:
+            found.remove(compute)
+            share = min(1.0, max(c.weight for c in causes))
+            found += [*deeper, replace(compute, weight=compute.weight * (1.0 - 0.5 * share))]
     overload = _overload(facts, statuses)
     if overload > 0:
         found = [replace(c, weight=c.weight * (1.0 - overload)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
@@ -125,8 +134,14 @@ def _overload(facts: Facts, statuses: Sequence[SLOStatus]) -> float:
         return 0.0
     per_token = [s for s in statuses if s.target.histogram in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS) and not s.target.builtin]
     if per_token:
-        used = [1.0 if s.state is SLOState.MISSED else (s.current_value or 0.0) / s.target.target_value for s in per_token]
-        return ramp(max(used), 0.85, 1.0)
+        used = max(1.0 if s.state is SLOState.MISSED else (s.current_value or 0.0) / s.target.target_value for s in per_token)
+        if used < 1.0:
+            # At worst tokens take longer in proportion to the batch; that may still be less than what the wait costs.
+            worst = math.log(max(1.0, used * (running + facts.waiting_mean) / max(running, 1.0)))
+            wait = sum(phase.miss_weight(s) for s in statuses if s.target.histogram in (Hist.TTFT_SECONDS, Hist.QUEUE_SECONDS))
+            if wait > worst:
+                return 0.0
+        return ramp(used, 0.85, 1.0)
     builtin = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
     return ramp(running, 0.5 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value) * ramp(facts.itl, 0.6 * builtin, builtin)
 

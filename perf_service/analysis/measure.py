@@ -90,6 +90,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         requests_per_second=finished / busy if busy and finished else None,
         waiting_occupancy=_occupancy(window, Hist.QUEUE_SECONDS, busy, ttft_count),
         prefill_occupancy=prefill_occupancy,
+        prefill_step_share=_occupancy(window, Hist.PREFILL_SECONDS, busy) if window.engine is Engine.TGI else None,
         running_occupancy=running_occupancy,
         waiting=waiting,
         running=running,

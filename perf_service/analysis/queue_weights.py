@@ -40,13 +40,15 @@ def prefill_saturation(facts: Facts) -> float:
     if occupancy is None:
         if facts.prompt_share is None:
             return 0.15
+        if facts.prefill_step_share is not None:
+            return ramp(facts.prefill_step_share, 0.7, t.PREFILL_SATURATED.value) * ramp(facts.prompt_share, 0.5, 0.9)
         return 0.5 * ramp(facts.prompt_share, 0.7, 0.98)
     budget, prompt, running = facts.token_budget, facts.computed_tokens, facts.running_mean
     if budget is not None and prompt:
         # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
-    found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value)
+    found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value) * ramp(steps.prompt_part(facts), 0.15, 0.4)
     if facts.busy_seconds is None and steps.chunks(facts).least >= t.CUT_MIN.value:
         found = max(found, 0.6)  # without times the occupancy is only that of a scrape or two; prompts are cut all the same
     # Totals since the start mix what came before: one that runs alone now may be in its prefill all the time.

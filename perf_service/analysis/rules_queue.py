@@ -13,6 +13,8 @@ vLLM calls (1), (2) and (3) alike "capacity" in `num_requests_waiting_by_reason`
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, fact, ramp
 from perf_service.analysis.facts import Facts
@@ -45,7 +47,8 @@ def significant(facts: Facts) -> bool:
         # Queue times are booked at the end: in an overload those who still wait are not among them.
         gauge = facts.waiting.mean if facts.waiting else 0.0
         ran = facts.running.mean if facts.running else 0.0
-        return gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)
+        lasting = (share or 0.0) >= 0.02 or (facts.waiting is not None and facts.waiting.nonzero_share >= 0.8)
+        return lasting and gauge >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)  # not a burst that one scrape happened to see
     gauge = facts.waiting.mean if facts.waiting else 0.0
     single = facts.window.scrapes <= 1
     return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)
@@ -80,7 +83,10 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     if facts.engine is Engine.SGLANG:
         found.append(_under_admission(facts, open_share))
     if facts.engine is Engine.TGI:
-        found.append(_reservation(facts, open_share))
+        reserved = _reservation(facts, open_share)
+        if facts.sequence_limit is None:
+            found = [replace(c, weight=c.weight * (1.0 - 0.8 * reserved.weight)) if c.cause is Cause.BATCH_LIMIT else c for c in found]
+        found.append(reserved)
     return tuple(candidate for candidate in found if candidate.weight > 0.005)
 
 
@@ -130,4 +136,8 @@ def _reservation(facts: Facts, open_share: float) -> Candidate:
             against=peak < t.KV_FREE_MAX.value,
         ),
     )
-    return Candidate(Cause.RESERVATION_LIMIT, 0.95 * ramp(peak, 0.6, 0.9), evidence, Verdict.TUNE)
+    weight = 0.95 * ramp(peak, 0.6, 0.9)
+    if facts.running_top >= 1:
+        room = (1.0 - peak) * facts.running_top / max(peak, 1e-9)  # how many more like those that run would fit
+        weight = max(weight, 0.95 * ramp(-room, -1.5, -0.9))
+    return Candidate(Cause.RESERVATION_LIMIT, weight, evidence, Verdict.TUNE)

@@ -19,6 +19,9 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
 from perf_service.models.metrics import Engine, Hist
 
+DECODE_COST_TOKENS = 3.0
+"""What a decoding sequence costs a step, in prompt tokens: about 1 on a CPU; quartiles 1, 2 and 8 on measured accelerators."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
@@ -112,3 +115,13 @@ def fixed_share(facts: Facts, budget: float) -> float | None:
     if base is None or not prompt or not prefill or facts.engine is not Engine.VLLM:
         return None
     return min(1.0, base * max(1.0, prompt / budget) / prefill)
+
+
+def prompt_part(facts: Facts) -> float:
+    """Share of a step's time that prompts take, beside the sequences that decode in it, while prompts are in it."""
+    prompt, occupancy, running = facts.computed_tokens, facts.prefill_occupancy, facts.running_mean
+    if prompt is None or occupancy is None or running is None:
+        return 1.0
+    cut = chunks(facts)
+    tokens = max(1.0, occupancy) * prompt / (1.0 if math.isinf(cut.most) else max(1.0, math.sqrt(cut.least * cut.most)))
+    return tokens / (tokens + max(0.0, running - occupancy) * DECODE_COST_TOKENS)
