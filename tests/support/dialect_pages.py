@@ -13,6 +13,7 @@ import csv
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Final
 
@@ -82,12 +83,13 @@ def order(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def names() -> list[Name]:
+@cache
+def names() -> tuple[Name, ...]:
     """The table."""
     with (FIXTURES / "dialects/names.csv").open(newline="") as file:
-        return [
+        return tuple(
             Name(labels=tuple(row.pop("labels").split()), targets=tuple(row.pop("target").split()), **row) for row in csv.DictReader(file)
-        ]
+        )
 
 
 def series_of(name: Name, number: int) -> list[tuple[dict[str, str], float]]:
