@@ -255,12 +255,22 @@ def _not_measured(target: SLOTarget, message: str) -> SLOStatus:
     return SLOStatus(target=target, state=SLOState.NOT_MEASURED, current_value=None, message=message[:1].upper() + message[1:])
 
 
+def likely_missed(status: SLOStatus) -> bool:
+    """Missed; or undecided, with the interpolated estimate on the wrong side: no verdict, but worth an explanation."""
+    target = status.target
+    if status.state is not SLOState.UNDECIDED:
+        return status.state is SLOState.MISSED
+    if target.objective_ratio is not None:
+        return (status.attainment_ratio or 0.0) < target.objective_ratio
+    return status.current_value is not None and not target.met_by(status.current_value)
+
+
 def miss_ratio(status: SLOStatus) -> float:
-    """How far an objective is missed: value / target (or target / value for a floor), at least 1; 1 where it is met or unknown.
+    """How far an objective is missed, or likely is: value / target (or target / value for a floor), at least 1; else 1.
 
     For an attainment objective it is the burn rate: share of bad events over the share that the objective allows.
     """
-    if status.state is not SLOState.MISSED:
+    if not likely_missed(status):
         return 1.0
     target = status.target
     if target.objective_ratio is not None and status.attainment_ratio is not None:
