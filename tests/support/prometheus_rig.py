@@ -17,7 +17,7 @@ from perf_service.models.fleet import PrometheusSource
 from perf_service.models.metrics import Engine, Snapshot
 from tests.support.prometheus_server import PrometheusServer, running_prometheus
 from tests.support.real_server import free_ports
-from tests.support.recorded_targets import RecordedTarget, Served, forwarded, saved
+from tests.support.recorded_targets import NUMBER, RecordedTarget, Served, forwarded, saved
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ENGINES = {"vllm": Engine.VLLM, "sglang": Engine.SGLANG, "tgi": Engine.TGI}
@@ -50,6 +50,7 @@ class Rig:
         self.engines = engines  # base URLs of the simulated ones
         self.began = began  # unix seconds; the load lies inside
         self.ended = ended
+        self._numbers: dict[str, dict[float, int]] = {}
 
     def source(self, match: str) -> PrometheusSource:
         return PrometheusSource(self.prometheus.url, match)
@@ -61,8 +62,11 @@ class Rig:
         return [builder.build(self.served(job, at).body or b"", "i", self.served(job, at).asked_at) for at in scrapes]
 
     def served(self, job: str, scraped_at: float) -> Served:
-        """What was served at the scrape of this time: the first that was asked for from then on."""
-        return next(served for served in self.targets[job].served if served.asked_at >= scraped_at - 0.002)
+        """What was served at the scrape of this time."""
+        if scraped_at not in self._numbers.get(job, {}):
+            found = self.prometheus.query(f'{NUMBER}{{job="{job}"}}[1h]')
+            self._numbers[job] = {at: int(value) for entry in found for at, value in entry["values"]}
+        return self.targets[job].served[self._numbers[job][scraped_at]]
 
 
 @contextmanager

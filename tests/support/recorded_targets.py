@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+NUMBER = "recorded_target_page_number"
+
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -22,7 +24,10 @@ class Served:
 
 
 class RecordedTarget:
-    """An HTTP server on a free port. `page` gives what to serve at the n-th scrape; None: HTTP 500."""
+    """An HTTP server on a free port. `page` gives what to serve at the n-th scrape; None: HTTP 500.
+
+    Each page ends with its number as a metric of its own, so that a scrape can be told by what it brought, however late it was answered.
+    """
 
     def __init__(self, page: Callable[[int], bytes | None]) -> None:
         self.served: list[Served] = []
@@ -34,6 +39,8 @@ class RecordedTarget:
                 asked = time.time()
                 with lock:
                     body = page(len(target.served))
+                    if body is not None:
+                        body += b"%s %d\n" % (NUMBER.encode(), len(target.served))
                     target.served.append(Served(asked, body))
                 self.send_response(200 if body is not None else 500)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")

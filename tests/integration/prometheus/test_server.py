@@ -74,7 +74,7 @@ async def test_the_past_is_read_once_and_diagnosed(scraped: Rig, remote: Remote)
     request.range.end.FromNanoseconds(int(scraped.ended * 1e9))
     first = await remote.collect.BackfillMetrics(request)
     again = await remote.collect.BackfillMetrics(request)
-    assert first.imported >= 8
+    assert first.imported >= 6
     assert (again.imported, again.already_stored) == (0, first.imported + first.already_stored)
     assert len(await listed(remote, "r0")) >= first.imported
     question = analyze_service_pb2.AnalyzeRequest(instance_id="r0", range=request.range)
