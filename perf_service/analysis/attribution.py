@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from perf_service.analysis import rules_decode
+from perf_service.analysis import steps
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.slo_monitor import likely_missed, miss_ratio
@@ -30,7 +30,7 @@ def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
                 PRESCHEDULE: facts.preschedule or 0.0,
             }
     elif hist is Hist.E2E_SECONDS:
-        interference = rules_decode.interference_share(facts)
+        interference = steps.interference_share(facts)
         if facts.decode is not None or facts.queue is not None or facts.prefill is not None:
             decode = facts.decode or 0.0
             parts = {
@@ -40,7 +40,7 @@ def phase_shares(facts: Facts, hist: Hist | None) -> dict[str, float]:
                 PRESCHEDULE: facts.preschedule or 0.0,
             }
     elif hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS, Hist.DECODE_SECONDS):
-        interference = rules_decode.interference_share(facts)
+        interference = steps.interference_share(facts)
         parts = {DECODE: 1.0 - interference, PREFILL: interference}
     elif hist is Hist.QUEUE_SECONDS:
         parts = {QUEUE: 1.0}

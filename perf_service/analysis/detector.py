@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import explain, rules_decode, rules_events, rules_prefill, severity, trust
+from perf_service.analysis import explain, rules_events, rules_prefill, severity, steps, trust
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm
 from perf_service.analysis.facts import Facts
@@ -226,7 +226,7 @@ def _explains(finding: Bottleneck, hist: Hist, facts: Facts) -> bool:
     decode = hist in (Hist.ITL_SECONDS, Hist.TPOT_SECONDS, Hist.DECODE_SECONDS)
     decode_causes = (Cause.DECODE_BOUND, Cause.TOKEN_BUDGET_TOO_LARGE, Cause.SPECULATION_NOT_PAYING, Cause.OVERLOAD)
     if decode:
-        return finding.cause in decode_causes or rules_decode.interference_share(facts) > 0.3 or finding.cause is Cause.KV_EXHAUSTED
+        return finding.cause in decode_causes or steps.interference_share(facts) > 0.3 or finding.cause is Cause.KV_EXHAUSTED
     return finding.cause not in decode_causes or finding.cause is Cause.OVERLOAD or hist is Hist.E2E_SECONDS
 
 

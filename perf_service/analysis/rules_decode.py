@@ -11,21 +11,6 @@ from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Gauge, Hist
 from perf_service.models.units import number, percent, seconds
 
-FIXED_COST_TOKENS = 100.0
-"""A step's fixed cost in prompt tokens of the same cost: 40 (small model, CPU) to some hundreds (8B model, H100)."""
-
-
-def interference_share(facts: Facts) -> float:
-    """Share of the time per output token that goes to other requests' prefill in the same steps.
-
-    In balance a step carries `running x prompt / output` prompt tokens beside its `running` decodes.
-    """
-    prompt, output, running = facts.computed_tokens, facts.output_tokens, facts.running_mean
-    if prompt is None or not output or running is None or running <= 0:
-        return 0.0
-    carried = running * prompt / output
-    return carried / (carried + running + FIXED_COST_TOKENS)
-
 
 def candidates(facts: Facts) -> tuple[Candidate, ...]:
     """Causes of slow decoding with their weights."""

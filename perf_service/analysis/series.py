@@ -69,7 +69,7 @@ def slowdown(parts: Sequence[Window]) -> Change | None:
 
 def speedup(parts: Sequence[Window]) -> Change | None:
     """The largest fall of the time per token under the same load (start-up is over, a neighbour left); one slow part is enough."""
-    splits = _splits(parts, least_before=1)
+    splits = _splits(parts, from_start=True)
     found = [change for index, before, after in splits if (change := _speed_change(index, before, after)) and change.factor < 1]
     return min(found, key=lambda change: change.factor, default=None)
 
@@ -116,19 +116,24 @@ def _within(ratio: float, factor: float) -> bool:
     return 1.0 / factor <= ratio <= factor
 
 
-def _splits(parts: Sequence[Window], least_before: int = _MIN_PARTS) -> list[tuple[int, _Side, _Side]]:
-    """Every split of the parts with load into two sides; the first and the last of them are only partly loaded and left out."""
+def _splits(parts: Sequence[Window], *, from_start: bool = False) -> list[tuple[int, _Side, _Side]]:
+    """Every split of the parts with load into two sides.
+
+    The first and the last of them are only partly loaded and left out; with `from_start` the first counts, alone too.
+    """
     loaded = [i for i, part in enumerate(parts) if _demand(part) > 0 or _started(part) > 0]
     if not loaded:
         return []
     first, last = loaded[0], loaded[-1]
     if _demand_at_start(parts[first]) > 0.5 * _demand_at_end(parts[first]):
         first -= 1  # loaded from its beginning on
+    elif from_start:
+        first -= 1
     inner = range(first + 1, last if _demand_at_end(parts[last]) <= 0 else last + 1)
     result = []
     for index in inner:
         before, after = [parts[i] for i in inner if i < index], [parts[i] for i in inner if i >= index]
-        if len(before) >= least_before and len(after) >= _MIN_PARTS:
+        if len(before) >= (1 if from_start else _MIN_PARTS) and len(after) >= _MIN_PARTS:
             result.append((index, _side(before), _side(after)))
     return result
 

@@ -23,6 +23,10 @@ DECODE_COST_TOKENS = 3.0
 """What a decoding sequence costs a step, in prompt tokens: about 1 on a CPU; quartiles 1, 2 and 8 on measured accelerators."""
 
 
+FIXED_COST_TOKENS = 100.0
+"""A step's fixed cost in prompt tokens of the same cost: 40 (small model, CPU) to some hundreds (8B model, H100)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunks:
     """Bounds of the number of steps that the prefill of a mean prompt takes; `most` is infinite where nothing bounds it."""
@@ -125,3 +129,15 @@ def prompt_part(facts: Facts) -> float:
     cut = chunks(facts)
     tokens = max(1.0, occupancy) * prompt / (1.0 if math.isinf(cut.most) else max(1.0, math.sqrt(cut.least * cut.most)))
     return tokens / (tokens + max(0.0, running - occupancy) * DECODE_COST_TOKENS)
+
+
+def interference_share(facts: Facts) -> float:
+    """Share of the time per output token that goes to other requests' prefill in the same steps.
+
+    In balance a step carries `running x prompt / output` prompt tokens beside its `running` decodes.
+    """
+    prompt, output, running = facts.computed_tokens, facts.output_tokens, facts.running_mean
+    if prompt is None or not output or running is None or running <= 0:
+        return 0.0
+    carried = running * prompt / output
+    return carried / (carried + running + FIXED_COST_TOKENS)
