@@ -16,6 +16,7 @@ from pathlib import Path
 
 from perf_service.app import build_app
 from perf_service.cli.process import settle
+from perf_service.cli.serve import run_loop
 from perf_service.models.fleet import Instance
 from perf_service.models.metrics import Engine
 from perf_service.settings import load_settings
@@ -99,7 +100,7 @@ async def collect(url: str, interval: float, is_watched: bool, ports: list[int])
 def main() -> None:
     """Collect."""
     url, interval, watched, *ports = sys.argv[1:]
-    asyncio.run(collect(url, float(interval), watched == "watched", [int(port) for port in ports]))
+    run_loop(collect(url, float(interval), watched == "watched", [int(port) for port in ports]))
 
 
 if __name__ == "__main__":
