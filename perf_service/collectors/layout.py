@@ -65,8 +65,9 @@ class Layout:
         self._pick_comments = _picker(others)
         self._pick_wanted = _picker(wanted)
         self._comments = self._pick_comments(lines)
+        blanks = max(0, len(samples) - 1)
         line_feeds = len(lines) - 1
-        self._constant_bytes = line_feeds + sum(map(len, self._prefixes)) + sum(map(len, self._comments))
+        self._constant_bytes = line_feeds + sum(map(len, self._prefixes)) + sum(map(len, self._comments)) - blanks
 
     def values(self, data: bytes) -> tuple[float, ...] | None:
         """The values of `series` on a page that has this layout; None where it does not, or where a value is not a number."""
@@ -74,11 +75,10 @@ class Layout:
         if len(lines) != self.line_count or self._pick_comments(lines) != self._comments:
             return None
         texts = tuple(map(bytes.removeprefix, self._pick_samples(lines), self._prefixes))
-        # A line with another prefix stays whole, and so does not let the lengths add up.
-        if sum(map(len, texts)) + self._constant_bytes != len(data):
-            return None
-        if b"_" in b" ".join(texts):
-            # Python's spelling of long numbers, which neither text format has.
+        joined = b" ".join(texts)
+        # A line with another prefix stays whole, and so does not let the lengths add up. The underscore is Python's spelling of long
+        # numbers, which neither text format has.
+        if len(joined) + self._constant_bytes != len(data) or b"_" in joined:
             return None
         try:
             return self._pick_wanted(tuple(map(float, texts)))

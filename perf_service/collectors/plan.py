@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from operator import itemgetter, le
+from operator import itemgetter
 
 from perf_service.collectors.dialects.base import (
     LARGEST_INTEGER,
@@ -33,7 +33,7 @@ Values = Sequence[float]
 class Plan:
     """What to read where. `series` are those of a page; positions are into the page's values."""
 
-    __slots__ = ("_told", "histograms", "model_name", "own_series", "scalars", "special")
+    __slots__ = ("_told", "compound", "histograms", "model_name", "own_series", "plain_counters", "plain_gauges", "scalars", "special")
 
     def __init__(self, dialect: Dialect, series: Iterable[Series]) -> None:
         self._told: tuple[list[float], Told] | None = None
@@ -69,6 +69,18 @@ class Plan:
                 self.histograms.append((rule, target, tuple(Spelling(name, entries) for name, entries in there)))
             else:
                 self.scalars.append((rule, target, tuple(origins_of(entries) for _, entries in there)))
+        # Most are one series under one name: those need no more than its value, where that is sound.
+        self.plain_gauges: list[tuple[Gauge, int, float]] = []
+        self.plain_counters: list[tuple[Counter, int, float]] = []
+        self.compound: list[tuple[Rule, Gauge | Counter, tuple[Origins, ...]]] = []
+        for rule, target, spellings in self.scalars:
+            positions = [position for origins in spellings for _, found in origins for position in found]
+            if len(positions) > 1 or rule.derived:
+                self.compound.append((rule, target, spellings))
+            elif isinstance(target, Gauge):
+                self.plain_gauges.append((target, positions[0], rule.scale))
+            else:
+                self.plain_counters.append((target, positions[0], rule.scale))
 
     def told(self, dialect: Dialect, values: Values) -> Told:
         """What the page's info metrics tell; worked out again only when one of their values changed."""
@@ -192,13 +204,17 @@ class HistogramParts:
 
     def read(self, values: Values) -> Histogram | None:
         """The histogram; None where its buckets do not rise up to its count."""
-        count, total = added_up(self._counts, values), added_up(self._sums, values)
-        if not self._rows:
-            return Histogram(count, total)
-        row = self._rows[0](values)
-        for other in self._rows[1:]:
-            row = tuple(map(operator.add, row, other(values)))
-        if row[-1] > count or not all(map(le, row, row[1:])):
+        if len(self._counts) == len(self._sums) == len(self._rows) == 1:
+            count, total, row = values[self._counts[0]], values[self._sums[0]], self._rows[0](values)
+        else:
+            count, total = added_up(self._counts, values), added_up(self._sums, values)
+            if not self._rows:
+                return Histogram(count, total)
+            row = self._rows[0](values)
+            for other in self._rows[1:]:
+                row = tuple(map(operator.add, row, other(values)))
+        # A row that rises is as it is when sorted.
+        if row[-1] > count or sorted(row) != list(row):
             return None
         return Histogram(count, total, self._bounds, row)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from itertools import repeat
-from operator import le
 
 from perf_service.collectors.dialects import dialect_of
 from perf_service.collectors.dialects.base import LARGEST_VALUE, Dialect, Merge, Rule
@@ -34,11 +32,16 @@ class Reading:
                 page.layout.reading = plan
         self.model_name = plan.model_name
         self.own_series = plan.own_series
-        # Nearly always true, and then no value needs to be looked at on its own.
-        self._is_sound = all(map(le, repeat(0.0), values)) and max(values, default=0.0) < LARGEST_VALUE
+        # Nearly always true, and then no value needs to be looked at on its own. (A sum is not a number where one of its parts is not.)
+        self._is_sound = sum(values) < LARGEST_VALUE and min(values, default=0.0) >= 0.0
         told = plan.told(dialect, values)
         self.config, self.process_start_time = told.config, told.process_start_time
-        for rule, target, spellings in plan.scalars:
+        if self._is_sound:
+            for gauge, position, scale in plan.plain_gauges:
+                self.gauges[gauge] = values[position] * scale
+            for counter, position, scale in plan.plain_counters:
+                self.counters[counter] = self.counters.get(counter, 0.0) + values[position] * scale
+        for rule, target, spellings in plan.compound if self._is_sound else plan.scalars:
             self._read_scalar(rule, target, spellings)
         for rule, hist, names in plan.histograms:
             self._read_histogram(rule, hist, names)

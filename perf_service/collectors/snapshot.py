@@ -190,10 +190,9 @@ def _nothing_known(engine: Engine, body: bytes | str) -> DataIssue:
 
 
 def _missing(dialect: Dialect, reading: Reading) -> list[DataIssue]:
-    present = {*reading.gauges, *reading.counters, *reading.histograms}
     issues = []
     for target in dialect.core:
-        if target not in present:
+        if target not in reading.gauges and target not in reading.counters and target not in reading.histograms:
             spellings = next(rule.names for rule in dialect.rules if rule.target is target)
             text = f"The page has no {' or '.join(spellings)}: {target.value} is unknown."
             issues.append(DataIssue(IssueCode.MISSING_METRIC, IssueLevel.WARNING, text, target.value))

@@ -13,6 +13,7 @@ More lenient:
 
 * one line that makes no sense does not lose the page: it is counted, shown, and left out;
 * what stands behind ` # ` (an exemplar) is not looked at;
+* label names that begin with two underscores, which are reserved, are labels like others;
 * comments are never refused, and metadata may come in any order, more than once or not at all;
 * a counter without `_total` keeps its name;
 * OpenMetrics' order of groups, uniqueness of names and canonical numbers are not required. A missing `# EOF` is told (`Page.has_eof`).
@@ -108,7 +109,8 @@ def disagreement(line: str) -> str | None:
         expected = text_values(line + "\n")
     except (ValueError, IndexError) as error:
         odd_space = any(char.isspace() and char not in " \t" for char in line.strip())
-        if page.malformed_count or " # " in line or odd_space or not line.strip(" \t\r"):
+        reserved = re.search(r"[{,]\s*__", line)
+        if page.malformed_count or " # " in line or odd_space or reserved or not line.strip(" \t\r"):
             return None
         return f"{line!r} is read as {found}, prometheus_client refuses it: {error}"
     if equal(found, expected):
