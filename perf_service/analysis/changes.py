@@ -40,13 +40,18 @@ def corrected(analysis: Analysis, pages: list[Snapshot], parts: list[Window], ag
     if faster is not None:
         after = again(pages[faster.index :])
         if _root(after) is not root.cause:
-            return _recovered(after, faster)
+            return _recovered(after, faster.text)
+    start = len(parts) // 3
+    if series.same_load_since(parts, start):
+        after = again(pages[start:])
+        if not after.bottlenecks and after.quality.usable:
+            return _recovered(after, "as many requests come since, and no objective is missed.")
     return analysis
 
 
-def _recovered(after: Analysis, change: series.Change) -> Analysis:
+def _recovered(after: Analysis, how: str) -> Analysis:
     """The engine was slow at first and is not any more (start-up, compilation, a neighbour that left): judged on the time after."""
-    text = f"The engine was slow at first and is not any more: {change.text} Only the time after is judged."
+    text = f"The engine was slow at first and is not any more: {how} Only the time after is judged."
     note = DataIssue(IssueCode.DERIVED, IssueLevel.INFO, text)
     return replace(after, quality=after.quality.plus(note), summary=f"{text} {after.summary}")
 

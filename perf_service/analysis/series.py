@@ -74,6 +74,14 @@ def speedup(parts: Sequence[Window]) -> Change | None:
     return min(found, key=lambda change: change.factor, default=None)
 
 
+def same_load_since(parts: Sequence[Window], index: int) -> bool:
+    """Whether requests came as often before part `index` as from it on, and enough of them came since."""
+    if not 0 < index < len(parts):
+        return False
+    before, after = _side(parts[:index]), _side(parts[index:])
+    return after.arrivals >= t.REQUESTS_CERTAIN.value and _same_rate(before, after)
+
+
 def _speed_change(index: int, before: _Side, after: _Side) -> Change | None:
     if before.itl is None or after.itl is None or min(before.itl, after.itl) <= 0 or min(before.tokens, after.tokens) < 100:
         return None
