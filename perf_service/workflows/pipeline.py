@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from perf_service.models.analysis import Analysis
 from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, NotFoundError
 from perf_service.models.fleet import DEFAULT_PORTS, Instance
-from perf_service.models.metrics import Engine, Hist, Snapshot
+from perf_service.models.metrics import DataIssue, Engine, Hist, Snapshot
 from perf_service.models.plan import Plan, PredictedEffect, Prediction
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
@@ -63,8 +63,8 @@ def implied_instance(instance_id: str, engine: Engine) -> Instance:
 class HistorySource(Protocol):
     """Something that has the past of an instance."""
 
-    async def history(self, instance: Instance, start: float, end: float) -> Sequence[Snapshot]:
-        """Its snapshots between two unix times, oldest first. Raises CollectError, InvalidArgumentError."""
+    def history(self, instance: Instance, start: float, end: float) -> AsyncIterator[Sequence[Snapshot]]:
+        """Its snapshots between two unix times, oldest first, in groups. Raises CollectError, InvalidArgumentError."""
         ...
 
 
@@ -134,17 +134,22 @@ class Pipeline:
                 "import saved pages",
                 {"instance_id": instance_id},
             )
-        found = await self._past.history(instance, start, end)
-        imported = 0
-        for index in range(0, len(found), _BACKFILL_BATCH):
-            group = found[index : index + _BACKFILL_BATCH]
-            first, last = group[0].collected_at or start, group[-1].collected_at or end
-            stored = await self.store.snapshots_between(instance_id, first, last, limit=_BACKFILL_STORED)
+        imported = total = 0
+        ends: list[Snapshot] = []
+        issues: dict[DataIssue, None] = {}
+        async for group in self._past.history(instance, start, end):
+            earliest, latest = group[0].collected_at or start, group[-1].collected_at or end
+            stored = await self.store.snapshots_between(instance_id, earliest, latest, limit=_BACKFILL_STORED)
             known = {snapshot.collected_at for snapshot in stored}
             fresh = [replace(s, snapshot_id=self._new_id("snap")) for s in group if s.collected_at not in known]
-            await self.store.add_snapshots(fresh)
+            for index in range(0, len(fresh), _BACKFILL_BATCH):
+                await self.store.add_snapshots(fresh[index : index + _BACKFILL_BATCH])
             imported += len(fresh)
-        return Backfill(imported, len(found) - imported, found[0], found[-1])
+            total += len(group)
+            issues.update(dict.fromkeys(group[-1].quality.issues))
+            ends = [*ends[:1], group[0], group[-1]]
+        first, last = ends[0], ends[-1]
+        return Backfill(imported, total - imported, first, replace(last, quality=last.quality.plus(*issues)))
 
     async def import_page(
         self, instance_id: str, page: bytes, *, engine: Engine | None = None, collected_at: float | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from statistics import median
 from typing import Final
@@ -49,13 +49,23 @@ async def read_history(
         InvalidArgumentError: for a range that is empty or longer than a week, or matchers that are none.
         CollectError: as `PrometheusClient.query`.
     """
+    parts: list[list[TargetHistory]] = []
+    warnings: dict[str, None] = {}
+    async for targets, told in read_pieces(client, source, start, end, engine=engine):
+        parts.append([thinned(target, keep_every_seconds) for target in targets] if keep_every_seconds else targets)
+        warnings.update(dict.fromkeys(told))
+    return merged(parts), tuple(warnings)
+
+
+async def read_pieces(
+    client: PrometheusClient, source: PrometheusSource, start: float, end: float, *, engine: Engine | None = None
+) -> AsyncIterator[tuple[list[TargetHistory], tuple[str, ...]]]:
+    """As `read_history`, piece by piece as they are read, so that a long range need not be held at once."""
     if not (math.isfinite(start) and math.isfinite(end)) or end <= start:
         raise InvalidArgumentError(f"the range ends ({end:.0f}) before it starts ({start:.0f})", field="start")
     if end - start > LONGEST_RANGE_SECONDS:
         raise InvalidArgumentError(f"the range is longer than {LONGEST_RANGE_SECONDS / 86_400:.0f} days: take a shorter one", field="start")
     matchers = (*name_matchers(engine), *parse_matchers(source.match))
-    parts: list[list[TargetHistory]] = []
-    warnings: dict[str, None] = {}
     pieces = [(at, min(end, at + CHUNK_SECONDS)) for at in _starts(start, end)]
     while pieces:
         since, until = pieces.pop(0)
@@ -67,10 +77,7 @@ async def read_history(
             middle = (since + until) / 2
             pieces[:0] = [(since, middle), (middle, until)]
             continue
-        targets = await asyncio.to_thread(targets_of, answer.series, engine)
-        parts.append([thinned(target, keep_every_seconds) for target in targets] if keep_every_seconds else targets)
-        warnings.update(dict.fromkeys(answer.warnings))
-    return merged(parts), tuple(warnings)
+        yield await asyncio.to_thread(targets_of, answer.series, engine), answer.warnings
 
 
 def only_target(targets: Sequence[TargetHistory], source: PrometheusSource) -> TargetHistory:

@@ -164,6 +164,8 @@ def _history(target: _Target, newest: int) -> TargetHistory:
     lines: dict[float, list[str]] = {at: [] for at in times}
     # By the time as it is written, the page it belongs to: None for a time at which nothing was scraped, as the samples of rules have.
     pages: dict[str | float, list[str] | None] = {}
+    # Prometheus itself stamps `up` and all else of a scrape alike; then what is near is a rule's.
+    near = 0.0 if target.ups and any(at in target.ups for entry in series for at in _times(entry)) else SAME_SCRAPE_SECONDS
     for entry in series:
         if isinstance(entry, TextSeries) and entry.is_plain:
             prefix, samples = spell.text(entry), entry.samples(newest and newest + 1)
@@ -171,7 +173,7 @@ def _history(target: _Target, newest: int) -> TargetHistory:
             prefix, samples = spell.metric(entry["metric"]), entry["values"]
         for at, value in samples:
             if at not in pages:
-                time = _nearest(times, float(at))
+                time = _nearest(times, float(at), near)
                 pages[at] = None if time is None else lines[time]
             page = pages[at]
             if page is not None:
@@ -217,9 +219,15 @@ def _scrape_times(series: Sequence[Entry]) -> list[float]:
     return [at for at, count in grouped if 2 * count >= most]
 
 
-def _nearest(times: Sequence[float], at: float) -> float | None:
+def _times(entry: Entry) -> list[float]:
+    if isinstance(entry, TextSeries) and entry.is_plain:
+        return [float(at) for at, _ in entry.samples()]
+    return [at for at, _ in entry["values"]]
+
+
+def _nearest(times: Sequence[float], at: float, within: float) -> float | None:
     index = bisect_left(times, at)
-    near = [time for time in times[max(0, index - 1) : index + 1] if abs(time - at) <= SAME_SCRAPE_SECONDS]
+    near = [time for time in times[max(0, index - 1) : index + 1] if abs(time - at) <= within]
     return min(near, key=lambda time: abs(time - at), default=None)
 
 

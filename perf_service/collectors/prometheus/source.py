@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from perf_service.collectors.prometheus.history import (
     interval_of,
     nothing_found,
     only_target,
-    read_history,
+    read_pieces,
     read_raw,
     unreachable,
 )
@@ -116,33 +116,31 @@ class PrometheusScrape:
             )
         return self._built(instance, scrape, source_issues(replace(target, failed=()), reading.warnings))
 
-    async def history(self, instance: Instance, start: float, end: float) -> list[Snapshot]:
-        """Every scrape of the instance in (start, end] (unix seconds), oldest first. What is wrong with the range is told in the last one.
+    async def history(self, instance: Instance, start: float, end: float) -> AsyncIterator[Sequence[Snapshot]]:
+        """Every scrape of the instance in (start, end] (unix seconds), oldest first, in groups as they are read.
+
+        What is wrong with a group is told in its last snapshot.
 
         Raises:
             CollectError: as `snapshot`, and where there is nothing in the range.
             InvalidArgumentError: for a range that is empty or too long.
         """
         source = _source_of(instance)
-        targets, warnings = await read_history(self._client, source, start, end, engine=instance.engine)
-        if not targets:
+        newest = start
+        async for targets, warnings in read_pieces(self._client, source, start, end, engine=instance.engine):
+            if not targets:
+                continue
+            target = only_target(targets, source)
+            # Pieces meet in a point, and a server may take it for a part of both.
+            target = replace(target, scrapes=tuple(scrape for scrape in target.scrapes if scrape.at > newest))
+            if target.scrapes:
+                newest = target.scrapes[-1].at
+                yield await asyncio.to_thread(_all_built, instance, target, source_issues(target, warnings))
+        if newest == start:
             raise await nothing_found(self._client, source, f"between {start:.0f} and {end:.0f}", instance.engine)
-        target = only_target(targets, source)
-        issues = source_issues(target, warnings, until=end)
-        last = len(target.scrapes) - 1
-        return [self._built(instance, scrape, issues if index == last else ()) for index, scrape in enumerate(target.scrapes)]
 
     def _built(self, instance: Instance, scrape: Scrape, issues: Sequence[DataIssue]) -> Snapshot:
-        snapshot = self._builders[instance.engine].build(
-            scrape.body,
-            instance.instance_id,
-            scrape.at,
-            endpoint=instance.endpoint or _source_of(instance).url,
-            config=instance.config,
-            engine_version=instance.engine_version,
-        )
-        require_engine(snapshot)
-        return replace(snapshot, quality=snapshot.quality.plus(*issues)) if issues else snapshot
+        return _snapshot(self._builders[instance.engine], instance, scrape, issues)
 
     # --- many engines at a time ---
 
@@ -231,6 +229,26 @@ class PrometheusScrape:
         answer = await read_raw(self._client, group.source, matchers, seconds, None, now=now)
         targets = await asyncio.to_thread(_by_value, answer.series, group.engine, group.label)
         return targets, answer.warnings
+
+
+def _all_built(instance: Instance, target: TargetHistory, issues: Sequence[DataIssue]) -> list[Snapshot]:
+    """The snapshots of a history; with a builder of its own, as it runs beside the others."""
+    builder = SnapshotBuilder(instance.engine)
+    last = len(target.scrapes) - 1
+    return [_snapshot(builder, instance, scrape, issues if index == last else ()) for index, scrape in enumerate(target.scrapes)]
+
+
+def _snapshot(builder: SnapshotBuilder, instance: Instance, scrape: Scrape, issues: Sequence[DataIssue]) -> Snapshot:
+    snapshot = builder.build(
+        scrape.body,
+        instance.instance_id,
+        scrape.at,
+        endpoint=instance.endpoint or _source_of(instance).url,
+        config=instance.config,
+        engine_version=instance.engine_version,
+    )
+    require_engine(snapshot)
+    return replace(snapshot, quality=snapshot.quality.plus(*issues)) if issues else snapshot
 
 
 class EitherSource:

@@ -52,7 +52,11 @@ def instance(scraped: Rig, match: str, job: str = "vllm", **more: Any) -> Instan
 
 async def history(client: PrometheusClient, scraped: Rig, job: str) -> list[Snapshot]:
     told = instance(scraped, (HOLDS | SAVED)[job], job)
-    return await PrometheusScrape(client).history(told, scraped.began, scraped.ended)
+    return await all_of(PrometheusScrape(client), told, scraped.began, scraped.ended)
+
+
+async def all_of(source: PrometheusScrape, told: Instance, start: float, end: float) -> list[Snapshot]:
+    return [snapshot async for group in source.history(told, start, end) for snapshot in group]
 
 
 @pytest.mark.parametrize("job", [*HOLDS, *SAVED])
@@ -184,7 +188,7 @@ async def test_what_cannot_be_read_is_said(
     source = PrometheusScrape(client)
     told = replace(instance(scraped, match), engine=engine)
     now = time.time()
-    for ask in (lambda: source.snapshot(told, now), lambda: source.history(told, now - 60, now)):
+    for ask in (lambda: source.snapshot(told, now), lambda: all_of(source, told, now - 60, now)):
         with pytest.raises(CollectError) as error:
             await ask()
         assert error.value.reason is reason

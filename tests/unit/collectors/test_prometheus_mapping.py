@@ -74,7 +74,7 @@ def test_samples_of_rules_are_no_scrapes() -> None:
     series = [
         up(TARGET, (10.0, "1"), (20.0, "1")),
         entry(RUNNING, {**TARGET, "engine": "0"}, (10.0, "2"), (20.0, "3")),
-        entry("vllm:busy", TARGET, (14.5, "1"), (24.5, "1")),
+        entry("vllm:busy", TARGET, (10.02, "1"), (24.5, "1")),
         entry("vllm:num_requests_waiting", {"job": "vllm"}, (14.5, "1")),
     ]
     (found,) = targets_of(series)
