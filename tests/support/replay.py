@@ -1,4 +1,4 @@
-"""Saved pages as Prometheus would have seen them over half an hour: looped at their own pace, counters going on where they were.
+"""Saved pages as Prometheus would have seen them over a quarter of an hour: looped at their own pace, counters going on where they were.
 
 A capture is 20 to 100 s long. Time is not stretched, because a second of queueing must stay a second: the run is repeated, each time
 on top of what the counters had reached. Values between two pages are interpolated for counters and held for gauges, as an engine has them.

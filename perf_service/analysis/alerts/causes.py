@@ -18,8 +18,6 @@ from perf_service.models.metrics import Engine
 
 _LIMIT = {Engine.VLLM: "max_num_seqs", Engine.SGLANG: "max_running_requests", Engine.TGI: "max_batch_size"}
 _BUDGET = {Engine.VLLM: "max_num_batched_tokens", Engine.SGLANG: "chunked_prefill_size", Engine.TGI: "max_batch_prefill_tokens"}
-_STEADY = 0.8
-"""Mean over maximum of the running requests while others wait; the gauge misses those that finished in the very step."""
 _BUDGET_BETWEEN = math.sqrt(t.BUDGET_SMALL.value * t.BUDGET_LARGE_ENOUGH.value)
 _INTERFERENCE_SHARE = 0.3
 _STEP_TOKENS = 100
@@ -78,14 +76,18 @@ class Conditions:
         return f"(\n{told}\n)\nor\n({growing})"
 
     def _kv(self) -> str:
+        """Requests are thrown out, or one more of the present size would not fit where others wait."""
         peak = self.r("kv_cache_usage_ratio", f"max{RANGE}")
+        most = f"max_over_time({self.r('running_requests', 'while_waiting')}[{RANGE}])"
+        full = t.SGLANG_USAGE_LOW.value if self.engine is Engine.SGLANG else t.KV_FULL.value
+        next_one = f"{peak} and {peak} * (1 + 1 / {most}) >= {full:g} and {self.queued}"
         if self.engine is Engine.TGI:
-            return f"{peak} >= {t.KV_FREE_MAX.value:g}"
+            return f"({next_one})\nor\n({peak} >= {t.KV_FREE_MAX.value:g} and {self.queued})"
         if self.engine is Engine.SGLANG:
             often = f"{self.r('preemptions', f'rate{RANGE}')} >= {t.RETRACTIONS_PER_SECOND.value:.4g}"
         else:
             often = f"{self.r('preemptions_per_request', f'mean{RANGE}')} >= {t.PREEMPTIONS_PER_REQUEST.value:g}"
-        return f"({peak} and {often})\nor\n({peak} >= {t.KV_FULL.value:g} and {self.queued})"
+        return f"({peak} and {often})\nor\n({next_one})"
 
     def _deferred(self) -> str:
         waiting = self.r("waiting_requests", f"avg{RANGE}")
@@ -96,18 +98,24 @@ class Conditions:
 
     def _prefill(self) -> str:
         """Prompts in prefill while others wait: what runs then, split by the phases' times. At least one all the time, and not merely
-        because so many run beside it."""
+        because so many run beside it. One that runs alone and is mostly in prefill counts too: hardly anybody sets a limit of one."""
         share = f"{self.mean('prefill_seconds')} / {self.mean('inference_seconds')}"
         running = f"avg_over_time({self.r('running_requests', 'while_waiting')}[{RANGE}])"
         steady = f"{self.r('running_requests', f'steadiness{RANGE}')} >= 0.9"
-        return f"{running} * ({share}) >= {t.PREFILL_SATURATED.value:g}\nand {self.queued}\nunless ({steady} and {share} < 0.35)"
+        alone = f"({running} < 2 and {share} >= 0.6)"
+        occupied = f"{running} * ({share})"
+        return (
+            f"{occupied}\nand ({occupied} >= {t.PREFILL_SATURATED.value:g} or {alone})\nand {self.queued}\n"
+            f"unless ({steady} and {share} < 0.35)\nunless {self.kv_bound}"
+        )
 
     def _running_limit(self) -> str:
-        steady = self.r("running_requests", f"steadiness{RANGE}")
-        free = f"{self.r('kv_cache_usage_ratio', f'max{RANGE}')} < {t.KV_FREE_MAX.value:g}"
-        if self.engine is Engine.TGI:  # older versions do not tell their capacity
-            return f"{self.queued}\nand {steady} >= {_STEADY:g}{self.other_reasons()}"
-        return f"{self.queued}\nand {steady} >= {_STEADY:g}\nand {free}{self.other_reasons()}"
+        """Running stays near its maximum while others wait: a tenth is scatter, and the gauge misses those that just finished."""
+        seen = f"{self.r('running_requests', 'while_waiting')}[{RANGE}]"
+        steady = f"avg_over_time({seen}) >= 0.9 * max_over_time({seen}) - 0.4\nand count_over_time({seen}) >= 4"
+        # TGI has no cache gauge, and older versions do not tell their budget.
+        free = f"\nand {self.r('kv_cache_usage_ratio', f'max{RANGE}')} < {t.KV_FREE_MAX.value:g}" if self.engine is not Engine.TGI else ""
+        return f"{self.queued}\nand {steady}{free}{self.other_reasons()}"
 
 
 def alerts(options: PackOptions) -> tuple[Alert, ...]:
@@ -141,7 +149,7 @@ def _waiting(c: Conditions) -> list[Alert]:
                 Verdict.TUNE,
                 f"{who}: {waiting} requests wait {queue} each because {texts.PERCENT} of the token budget is reserved for worst cases.",
                 "Requests queue while the token budget is reserved for `max_new_tokens` that clients ask for and mostly do not use",
-                f"reserved / budget >= {t.KV_FREE_MAX.value:.0%} with a queue",
+                f"a queue, and reserved / budget >= {t.KV_FREE_MAX.value:.0%} or no room for one more request of the present size",
                 "Lower `max_new_tokens` at the clients, or give the cache more memory (`cuda_memory_fraction`); else add a replica.",
             )
         )
@@ -242,7 +250,7 @@ def _kv_exhausted(c: Conditions) -> Alert:
         Verdict.TUNE,
         f"{who}: the KV cache is exhausted (peak {texts.PERCENT}, {rate} {word} per second); answers stall and are computed twice.",
         f"More context is in flight than fits the KV cache; the engine throws requests out and computes them again ({word})",
-        f"{often}, or KV use >= {t.KV_FULL.value:.0%} with a queue",
+        f"{often}, or a queue and no room for one more request of the present size",
         f"Give the KV cache more room (`{memory}`, an fp8 KV cache after a quality check) or admit fewer requests; "
         f"do not raise `{_LIMIT[engine]}`.",
     )

@@ -160,10 +160,8 @@ def _missing(options: PackOptions) -> Alert:
     active = f"({served}\nand max_over_time({r('busy')}[15m]) > 0 or {served} and {r('generation_tokens', f'rate{RANGE}')} > 0)"
     parts = []
     for metric in source.dialect.core:
-        name, signal = _signal(r, metric)
         label = next(rule.names[0] for rule in source.dialect.rules if rule.target is metric)
-        _ = name
-        parts.append(f'label_replace({active}\nunless {signal}, "missing", "{label}", "", "")')
+        parts.append(f'label_replace({active}\nunless {_signal(r, metric)}, "missing", "{label}", "", "")')
     up = source.plain("up")
     gone = f"max by ({target}) ({up}) == 1\nand on ({target}) present_over_time({served}[6h])\nunless on ({target}) {served}"
     parts.append(f'label_replace({gone}, "missing", "every {source.dialect.prefix}* metric", "", "")')
@@ -181,16 +179,11 @@ def _missing(options: PackOptions) -> Alert:
     )
 
 
-def _signal(r: Names, metric: Gauge | Counter | Hist) -> tuple[str, str]:
+def _signal(r: Names, metric: Gauge | Counter | Hist) -> str:
+    """The recorded series that is there exactly as long as the metric is on the page."""
     if isinstance(metric, Gauge):
-        if metric is Gauge.KV_CACHE_USAGE_RATIO:
-            return metric.value, r(metric.value, f"max{RANGE}")
-        return metric.value, r(metric.value, f"avg{RANGE}")
-    if isinstance(metric, Counter):
-        return metric.value, r(metric.value, f"rate{RANGE}")
-    if metric is Hist.QUEUE_SECONDS:
-        return metric.value, r(metric.value, f"mean{RANGE}")
-    return metric.value, r(metric.value, f"count_rate{RANGE}")
+        return r(metric.value, f"max{RANGE}" if metric is Gauge.KV_CACHE_USAGE_RATIO else f"avg{RANGE}")
+    return r(metric.value, f"rate{RANGE}" if isinstance(metric, Counter) else f"count_rate{RANGE}")
 
 
 def _failures(options: PackOptions) -> list[Alert]:
@@ -276,7 +269,7 @@ def _imbalance(options: PackOptions) -> Alert:
         f">= on ({by}) group_left () clamp_max(0.8 * ({count} > 1), {t.IMBALANCE_RATIO.value:g})\n"
         f"and {load} - on ({by}) group_left () ({mean}) >= {t.IMBALANCE_EXCESS.value:g}\n"
         f"and {waiting} >= {t.WAITING_GAUGE_MIN.value:g}",
-        "10m",
+        "5m",
         Urgency.WARNING,
         Cause.REPLICA_IMBALANCE,
         Verdict.LOOK_AT_CLIENT,

@@ -71,9 +71,10 @@ class Source:
 
     def buckets(self, metric: Hist, by: tuple[str, ...]) -> str | None:
         """Bucket rates of a service, by `le`."""
-        labels = ", ".join(("le", *by))
-        parts = [f"sum by ({labels}) (rate({s}[{RANGE}]))" for rule in self._rules(metric) for s in self._series(rule, "_bucket")]
-        return "\nor\n".join(parts) or None
+        # First by replica: in the middle of an upgrade some have the old name and some the new one.
+        own = ", ".join(dict.fromkeys(("le", *self.options.target_labels, *by)))
+        parts = [f"sum by ({own}) (rate({s}[{RANGE}]))" for rule in self._rules(metric) for s in self._series(rule, "_bucket")]
+        return f"sum by (le, {', '.join(by)}) (\n  " + "\n  or\n  ".join(parts) + "\n)" if parts else None
 
     def identity(self) -> str:
         """1 for each replica whose page carries any of the engine's core families, so that the rename of one does not hide it."""
