@@ -11,7 +11,7 @@ import pytest
 
 from perf_service.collectors.prometheus.client import Answer, PrometheusClient
 from perf_service.collectors.prometheus.source import EitherSource, PrometheusScrape
-from perf_service.models.errors import CollectError, ErrorReason
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
 from perf_service.models.fleet import Instance, PrometheusSource
 from perf_service.models.metrics import Counter, Engine, Gauge, IssueCode, Snapshot
 
@@ -28,6 +28,7 @@ class FakePrometheus(PrometheusClient):
         self.late: set[str] = set()  # the newest scrape of these is still being written
         self.error: CollectError | None = None
         self.most = 10_000
+        self.longest = float("inf")  # seconds that one query may cover
         self.delay = 0.0
         self.warnings: tuple[str, ...] = ()
 
@@ -41,15 +42,18 @@ class FakePrometheus(PrometheusClient):
         if len(wanted) > self.most:
             raise CollectError(ErrorReason.BODY_TOO_LARGE, "too large")
         span = re.search(r"\[(\d+)ms\]", expression)
-        return Answer([] if span is None else list(self._series(wanted, int(span[1]) / 1000)), self.warnings)
+        seconds = int(span[1]) / 1000 if span else 0.0
+        if seconds > self.longest:
+            raise CollectError(ErrorReason.TOO_MANY_SERIES, "too many samples")
+        return Answer(list(self._series(wanted, seconds, self.now if at is None else at)) if span else [], self.warnings)
 
-    def _series(self, wanted: set[str], seconds: float) -> Any:
+    def _series(self, wanted: set[str], seconds: float, now: float) -> Any:
         for index, name in enumerate(self.names):
             if name not in wanted:
                 continue
             phase = self.interval * (index % 15) / 15
-            first = int((self.now - seconds - phase) // self.interval) + 1
-            times = [phase + self.interval * n for n in range(first, int((self.now - phase) // self.interval) + 1)]
+            first = int((now - seconds - phase) // self.interval) + 1
+            times = [phase + self.interval * n for n in range(first, int((now - phase) // self.interval) + 1)]
             labels = {"job": "vllm", "instance": name}
             alive = times[:-1] if name in self.down else times
             yield {"metric": {"__name__": "up", **labels}, "values": [[at, "1" if at in alive else "0"] for at in times]}
@@ -142,6 +146,23 @@ async def test_warnings_reach_the_quality() -> None:
     prometheus.warnings = ("a store did not answer",)
     snapshot = await PrometheusScrape(prometheus).snapshot(instances(prometheus)[0], prometheus.now)
     assert snapshot.quality.has(IssueCode.TRUNCATED)
+
+
+async def test_a_long_range_is_read_in_pieces_that_the_server_can_bear() -> None:
+    prometheus = FakePrometheus(3)
+    prometheus.longest = 500.0
+    (_, instance, _) = instances(prometheus)
+    groups = [list(group) async for group in PrometheusScrape(prometheus).history(instance, 10_000.0, 16_000.0)]
+    times = [snapshot.collected_at for group in groups for snapshot in group]
+    assert times == [1.0 + 15 * n for n in range(667, 1067)]
+    assert len(groups) >= 12
+    for start, end in ((5.0, 5.0), (0.0, 8 * 86_400.0), (float("nan"), 1.0)):
+        with pytest.raises(InvalidArgumentError):
+            await anext(PrometheusScrape(prometheus).history(instance, start, end))
+    prometheus.names = []
+    with pytest.raises(CollectError) as error:
+        await anext(PrometheusScrape(prometheus).history(instance, 10_000.0, 16_000.0))
+    assert error.value.reason is ErrorReason.SERIES_NOT_FOUND
 
 
 async def test_each_instance_is_read_where_it_is_registered() -> None:
