@@ -183,7 +183,7 @@ def test_gzip_is_unpacked_and_a_damaged_or_exploding_one_refused() -> None:
     packed = gzip.compress(body)
     assert unpacked(packed, "page") == body
     for damaged in (packed[:-20], packed[:40], packed[:30] + b"\x00\xff" + packed[32:], packed[:2]):
-        with pytest.raises(CollectError, match="damaged"):
+        with pytest.raises(CollectError, match=r"damaged|too early"):
             unpacked(damaged, "page")
     with pytest.raises(CollectError, match="larger than"):
         unpacked(gzip.compress(bytes(50_000_000)), "page", limit=1_000_000)
