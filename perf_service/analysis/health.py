@@ -67,7 +67,7 @@ def score(
         parts.append(HealthPart("errors", points, f"{percent(error_ratio)} of requests fail or are rejected."))
     if waiting > 0:
         points = QUEUE_POINTS * waiting / (waiting + max(running, 1.0))
-        where = f" (all {replicas} replicas together)" if replicas > 1 else ""
+        where = f" (sum of {replicas} replicas)" if replicas > 1 else ""
         parts.append(HealthPart("queue", points, f"{number(waiting)} requests wait while {number(running)} run, on average{where}."))
     if preemptions_per_request > 0:
         points = PREEMPTION_POINTS * min(1.0, preemptions_per_request / PREEMPTION_FULL)

@@ -24,7 +24,7 @@ def sentence(cause: Cause, facts: Facts, phase_name: str) -> str:
 
 def together(facts: Facts) -> str:
     """What to add to a count that is a sum."""
-    return f" (all {facts.window.replicas} replicas together)" if facts.window.replicas > 1 else ""
+    return f" (sum of {facts.window.replicas} replicas)" if facts.window.replicas > 1 else ""
 
 
 def waiting_text(facts: Facts) -> str:
@@ -48,7 +48,11 @@ def _and(*clauses: str) -> str:
 
 
 def _batch_limit(facts: Facts) -> str:
-    count = f"only {count_of(facts.running_top, 'request')} run at a time{together(facts)}" if facts.running_top > 0 else "few requests run"
+    replicas = facts.window.replicas
+    where = f" on each of {replicas} replicas" if replicas > 1 else ""
+    top = facts.running_top / replicas
+    many = f"{number(top)} requests" if replicas > 1 else count_of(top, "request")
+    count = f"only {many} run at a time{where}" if top > 0 else "few requests run"
     free = f" although {percent(1.0 - facts.kv_peak)} of the KV cache stays free" if facts.kv_peak is not None else ""
     wait = _wait(facts)
     return f"{count}{free}" + (f": {wait}" if wait else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import ConsoleRenderable, Group
 from rich.table import Table
@@ -71,10 +71,29 @@ def analysis_view(analysis: Analysis) -> list[Row]:
     if budgets is not None:
         rows.append(("BUDGET", budgets))
     rows.append(("HEALTH", _health(analysis)))
-    issues = [i for i in analysis.quality.issues if i.level is not IssueLevel.INFO]
+    issues = _issues(analysis)
     if issues:
-        rows.append(("DATA", bullets(dict.fromkeys(i.message for i in issues), "!")))
+        rows.append(("DATA", bullets(issues, "!")))
     return rows
+
+
+def _issues(analysis: Analysis) -> list[str]:
+    """What is wrong with the data; of a fleet the same words only once, with the replicas that they are about."""
+    is_fleet = analysis.window is not None and analysis.window.replicas > 1
+    whose: dict[str, list[str]] = {}
+    for message in dict.fromkeys(i.message for i in analysis.quality.issues if i.level is not IssueLevel.INFO):
+        name, colon, text = message.partition(": ")
+        if is_fleet and colon and " " not in name:
+            whose.setdefault(text, []).append(name)
+        else:
+            whose.setdefault(message, [])
+    return [_about(names) + text for text, names in whose.items()]
+
+
+def _about(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return f"{names[0]}: " if names else ""
+    return f"{len(names)} replicas ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): "
 
 
 def _sentence(text: str) -> str:

@@ -29,7 +29,7 @@ from perf_service.models.analysis import (
     SLOStatus,
     Verdict,
 )
-from perf_service.models.metrics import Engine, Gauge
+from perf_service.models.metrics import DataIssue, DataQuality, Engine, Gauge, IssueCode, IssueLevel
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import GaugeStats, Window
 
@@ -141,3 +141,12 @@ def test_sums_over_replicas_are_told_as_sums() -> None:
     console = Console(file=io.StringIO(), width=80, no_color=True)
     console.print(measured_table(Window("f", Engine.VLLM, 0.0, 60.0, 60.0, 2, gauges={Gauge.RUNNING_REQUESTS: stats}, replicas=3)))
     assert "running at scrapes, sum" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_wrong_with_many_replicas_is_said_once() -> None:
+    issues = [DataIssue(IssueCode.GAP, IssueLevel.WARNING, f"r{i}: Pages are missing for 9 s.") for i in range(5)]
+    own = DataIssue(IssueCode.GAP, IssueLevel.WARNING, "The rates are rough.")
+    one = DataIssue(IssueCode.STALE, IssueLevel.WARNING, "r1: The page is stale.")
+    text = shown(analysis(quality=DataQuality((*issues, own, one)), window=Window("f", Engine.VLLM, None, None, None, 2, replicas=5)))
+    for line in ("! 5 replicas (r0, r1, r2, ...): Pages are missing for 9 s.", "! The rates are rough.", "! r1: The page is stale."):
+        assert line in text
