@@ -42,6 +42,7 @@ def render(
     target_labels: Annotated[str, typer.Option("--target-labels", help="Labels that tell one replica, comma-separated.")] = "",
     service_labels: Annotated[str, typer.Option("--service-labels", help="Labels that tell one service, comma-separated.")] = "",
     version_label: Annotated[str, typer.Option("--version-label", help="The target label that carries the engine's version.")] = "version",
+    metric_prefix: Annotated[str, typer.Option("--metric-prefix", help="Where a relay has renamed the series, e.g. 'vllm_'.")] = "",
     runbook_url: Annotated[str, typer.Option("--runbook-url", help="Where the alerts' README is served; anchors are added.")] = "",
     form: Annotated[Format, typer.Option("--format", help="A rule file, or the prometheus-operator's resource.")] = Format.PROMETHEUS,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Write here instead of to standard output.")] = None,
@@ -50,7 +51,7 @@ def render(
     from perf_service.analysis.alerts.render import Form
     from perf_service.analysis.alerts.render import render as rendered
 
-    options = _options(engine, slo, no_slo, selector, pack, target_labels, service_labels, version_label, runbook_url)
+    options = _options(engine, slo, no_slo, selector, pack, target_labels, service_labels, version_label, metric_prefix, runbook_url)
     text = rendered(options, Form(form.value))
     if file is None:
         typer.echo(text, nl=False)
@@ -64,7 +65,7 @@ def show(engine: EngineOption, slo: SloOption = None) -> None:
     from perf_service.analysis.alerts import alert_pack
     from perf_service.cli.remote import listing
 
-    options = _options(engine, slo, False, "", "", "", "", "version", "")
+    options = _options(engine, slo, False, "", "", "", "", "version", "", "")
     rows = ((a.name, a.urgency.value, a.meaning, a.action) for group in alert_pack(options) for a in group.alerts)
     out().print(listing(("alert", "severity", "what it means", "what to do"), rows))
 
@@ -78,6 +79,7 @@ def _options(
     target_labels: str,
     service_labels: str,
     version_label: str,
+    metric_prefix: str,
     runbook_url: str,
 ) -> PackOptions:
     from perf_service.analysis.alerts import PackOptions
@@ -95,6 +97,7 @@ def _options(
         target_labels=_names(target_labels) or TARGET_LABELS,
         service_labels=_names(service_labels) or SERVICE_LABELS,
         version_label=version_label,
+        metric_prefix=metric_prefix,
         runbook=runbook_url,
     )
 

@@ -127,5 +127,8 @@ class Source:
         ]
 
     def _selected(self, name: str, matchers: list[str]) -> str:
+        prefix = self.options.metric_prefix
+        if prefix and name.startswith(self.dialect.prefix):
+            name = prefix + name[len(self.dialect.prefix) :]
         inside = ",".join((*matchers, *((self.options.selector.strip(),) if self.options.selector.strip() else ())))
         return f"{name}{{{inside}}}" if inside else name

@@ -75,6 +75,7 @@ def command_of(options: PackOptions, form: Form) -> str:
         ("--target-labels", ",".join(options.target_labels), ",".join(default.target_labels)),
         ("--service-labels", ",".join(options.service_labels), ",".join(default.service_labels)),
         ("--version-label", options.version_label, default.version_label),
+        ("--metric-prefix", options.metric_prefix, ""),
         ("--runbook-url", options.runbook, ""),
         ("--format", form.value, Form.PROMETHEUS.value),
     ):

@@ -18,6 +18,7 @@ SERVICE_LABELS = ("cluster", "namespace", "job", "model_name")
 """Labels that tell one service: all replicas of one model."""
 
 _LABEL = re.compile(r"[a-zA-Z_]\w*")
+_PREFIX = re.compile(r"[a-zA-Z_:][\w:]*")
 _NAME = re.compile(r"[\w.-]+")
 _MATCHER = re.compile(r'\s*[a-zA-Z_]\w*\s*(=~|!~|!=|=)\s*"(?:[^"\\]|\\.)*"\s*')
 
@@ -80,7 +81,8 @@ class PackOptions:
     """The operator's choices. Raises InvalidArgumentError for what can never be a rule.
 
     `selector` restricts every series read, e.g. `namespace="x",job=~"llm-.*"`. `name` is the value of the label `pack`: two packs with
-    different objectives in one Prometheus need different names.
+    different objectives in one Prometheus need different names. `metric_prefix` is what stands for `vllm:` where a relay
+    has renamed the series, e.g. `vllm_`.
     """
 
     engine: Engine
@@ -90,12 +92,15 @@ class PackOptions:
     target_labels: tuple[str, ...] = TARGET_LABELS
     service_labels: tuple[str, ...] = SERVICE_LABELS
     version_label: str = "version"
+    metric_prefix: str = ""
     runbook: str = ""
 
     def __post_init__(self) -> None:
         for label in (*self.target_labels, *self.service_labels, self.version_label):
             if not _LABEL.fullmatch(label):
                 raise InvalidArgumentError(f"{label!r} is not the name of a Prometheus label", field="labels")
+        if self.metric_prefix and not _PREFIX.fullmatch(self.metric_prefix):
+            raise InvalidArgumentError(f"{self.metric_prefix!r} cannot begin the name of a metric", field="metric_prefix")
         if self.name and not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(f"the pack's name may have letters, digits, '.', '_' and '-', not {self.name!r}", field="pack")
         rest = self.selector

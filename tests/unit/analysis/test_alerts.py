@@ -111,6 +111,12 @@ def test_the_operators_resource_has_the_same_rules() -> None:
     assert 'runbook_url: "https://wiki.example.org/alerts#llmenginehang"' in resource
 
 
+def test_renamed_series_are_read_under_their_relays_names() -> None:
+    text = render(PackOptions(Engine.VLLM, metric_prefix="vllm_"))
+    assert "vllm_num_requests_running" in text
+    assert not re.search(r"(?<![\w\"])vllm:\w", text.replace('\\"vllm:', ""))
+
+
 def test_the_file_says_how_it_was_made() -> None:
     options = PackOptions(Engine.VLLM, (parse_slo("ttft_p99<0.5"),), selector='job="x"', name="chat", service_labels=("job",))
     expected = "perf-service alerts render --engine vllm --slo 'ttft_p99<0.5' --selector 'job=\"x\"' --pack chat --service-labels job"
@@ -164,6 +170,7 @@ def test_own_objectives_move_the_limits_of_the_causes() -> None:
         ({"selector": 'a="b" or vector(1)'}, "label matchers"),
         ({"selector": 'a="b",'}, "label matchers"),
         ({"name": "a b"}, "pack's name"),
+        ({"metric_prefix": "a-"}, "begin the name"),
         ({"target_labels": ("in-stance",)}, "name of a Prometheus label"),
         ({"objectives": (parse_slo("ttft<0.5"),)}, "percentile"),
         ({"objectives": (parse_slo("ttft_p20<0.5"),)}, "percentile"),
