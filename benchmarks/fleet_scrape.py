@@ -14,6 +14,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,12 @@ def lateness(arrivals: list[float], interval: float, begin: float, end: float) -
     times = [time for time in arrivals if begin <= time < end]
     if not times:
         return [], int((end - begin) / interval)
-    # The beat as it would be without any delay: that of the earliest scrape.
-    anchor = min(time - index * interval for index, time in enumerate(times))
-    late, missed, beat = [], 0, -1
-    for time_ in times:
-        now = round((time_ - anchor) / interval)
-        missed += max(0, now - beat - 1) if beat >= 0 else 0
-        beat = now
-        late.append(time_ - anchor - now * interval)
+    beats = [round((time - times[0]) / interval) for time in times]
+    offsets = [time - beat * interval for time, beat in zip(times, beats, strict=True)]
+    # The beat as it is without delay. Not the very earliest: a scrape that came more than half an interval late looks early for the next.
+    anchor = quantile(sorted(offsets), 0.1)
+    late = [max(0.0, offset - anchor) for offset in offsets]
+    missed = sum(max(0, b - a - 1) for a, b in pairwise(beats))
     missed += max(0, int((end - times[-1]) / interval))
     return late, missed
 

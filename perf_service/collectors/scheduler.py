@@ -20,8 +20,8 @@ DEFAULT_CONCURRENCY: Final = 1024
 """A hung target holds its place for the fetch timeout; this many can hang before any other waits."""
 COALESCE_SECONDS: Final = 0.05
 """Scrapes due within this time begin together: at hundreds a second, waking up for each alone costs as much as reading its page."""
-_STARTED_AT_ONCE: Final = 100
-"""In one turn of the event loop: 10 ms of work."""
+_STARTED_AT_ONCE: Final = 25
+"""In one turn of the event loop: some milliseconds of work."""
 
 OnSnapshot = Callable[[Instance, Snapshot], Awaitable[None]]
 OnFailure = Callable[[Instance, CollectError], Awaitable[None]]
