@@ -1,9 +1,9 @@
 """When a change of health is worth telling: hysteresis, so that noise around a threshold never flaps.
 
 The status leaves its band only when the score lies more than `margin` points outside of it for `confirmations` looks in a row, and
-then goes as far as all of these looks agree. The score, the verdict and the first cause are told anew when they stay changed for as
-long. Losing the load or the data is told at once: nothing that cannot be judged may go on being called healthy. Coming back takes
-confirmation again.
+then goes as far as all of these looks agree. The score, the verdict, the first cause and the worst alert of an error budget are told
+anew when they stay changed for as long. Losing the load or the data is told at once: nothing that cannot be judged may go on being
+called healthy. Coming back takes confirmation again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from perf_service.analysis.health import DEGRADED_FROM, HEALTHY_FROM, status_of
-from perf_service.models.analysis import Analysis, Cause, HealthStatus, Verdict
+from perf_service.models.analysis import Analysis, BudgetState, Cause, HealthStatus, Verdict
 
 DEFAULT_MARGIN: Final = 5.0
 """Points of the score; two samples of one steady load differ by less."""
@@ -24,6 +24,7 @@ _BANDS: Final = {
     HealthStatus.HEALTHY: (HEALTHY_FROM, 100.0),
 }
 _ORDER: Final = tuple(_BANDS)
+_ALERTS: Final = (BudgetState.FAST_BURN, BudgetState.SLOW_BURN, BudgetState.EXHAUSTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,20 @@ class Look:
     status: HealthStatus
     verdict: Verdict
     cause: Cause | None = None
+    alert: BudgetState | None = None  # the worst that an error budget gives cause to
+
+    @property
+    def said(self) -> tuple[Verdict, Cause | None, BudgetState | None]:
+        """What is told in words, beside the score."""
+        return self.verdict, self.cause, self.alert
 
     @classmethod
     def of(cls, analysis: Analysis) -> Look:
         """The look that an analysis gives."""
         root = analysis.root_cause
-        return cls(analysis.overall_health_score, analysis.health_status, analysis.verdict, root.cause if root else None)
+        states = [s.budget.state for s in analysis.slo_statuses if s.budget is not None and s.budget.state in _ALERTS]
+        alert = max(states, key=lambda state: state.rank, default=None)
+        return cls(analysis.overall_health_score, analysis.health_status, analysis.verdict, root.cause if root else None, alert)
 
 
 class HealthWatch:
@@ -52,7 +61,7 @@ class HealthWatch:
         self._status = HealthStatus.UNKNOWN
         self._outside: list[HealthStatus] = []  # where the looks in a row would go that lie outside of the present band
         self._moved: list[float] = []  # their scores' distances from what was told
-        self._other: list[tuple[Verdict, Cause | None]] = []
+        self._other: list[object] = []
 
     @property
     def status(self) -> HealthStatus:
@@ -70,7 +79,7 @@ class HealthWatch:
             return self._tell(look, look.status) if changed else False
         status = self._settled(look.score)
         moved = self._has_moved(look.score)
-        other = self._is_other((look.verdict, look.cause))
+        other = self._is_other(look.said)
         if status is not self._status or moved or other:
             return self._tell(look, status)
         return False
@@ -104,8 +113,8 @@ class HealthWatch:
             self._moved.append(distance)
         return len(self._moved) >= self._needed
 
-    def _is_other(self, now: tuple[Verdict, Cause | None]) -> bool:
-        told = (self._told.verdict, self._told.cause) if self._told is not None else None
+    def _is_other(self, now: object) -> bool:
+        told = self._told.said if self._told is not None else None
         if now == told or self._status not in _BANDS:
             self._other.clear()
             return False

@@ -203,7 +203,9 @@ def _budgets(statuses: Iterable[SLOStatus]) -> ConsoleRenderable | None:
             left = "overspent" if budget.left_high <= 0 else f"{high} %" if low == high else f"{low}-{high} %"
         rates = ["/".join(map(_rate, (b.long_rate, b.short_rate), (b.long_rate_high, b.short_rate_high))) for b in budget.burns]
         table.add_row(_goal(status.target), left, seconds(budget.covered_seconds), *rates)
-        if budget.state is not BudgetState.OK:
+        if budget.state is BudgetState.OK and budget.exhausted_in_seconds:
+            notes.append(f"{_goal(status.target)}: spent in {seconds(budget.exhausted_in_seconds)} at the rate of the last hour")
+        elif budget.state is not BudgetState.OK:
             notes.append(f"! {_goal(status.target)}, {title_of(budget.state)}: {budget.message[:1].lower()}{budget.message[1:]}")
     return Group(table, Text("\n".join(notes)))
 

@@ -123,8 +123,8 @@ class AnalyzeServiceServicer(object):
 
     def WatchHealth(self, request, context):
         """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
-        `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
-        load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
+        `min_change` points, of the verdict, of the first cause or of the worst alert of an error budget, each confirmed by `confirmations`
+        looks in a row; the loss of data or of load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
         Idempotent: reads only. Call again to resume: the first message is the present state.
 

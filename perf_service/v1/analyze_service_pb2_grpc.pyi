@@ -80,8 +80,8 @@ class AnalyzeServiceStub:
     """
     WatchHealth: _grpc.UnaryStreamMultiCallable[_analyze_service_pb2.WatchHealthRequest, _analyze_service_pb2.WatchHealthResponse]
     """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
-    `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
-    load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
+    `min_change` points, of the verdict, of the first cause or of the worst alert of an error budget, each confirmed by `confirmations`
+    looks in a row; the loss of data or of load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
     Idempotent: reads only. Call again to resume: the first message is the present state.
 
@@ -143,8 +143,8 @@ class AnalyzeServiceAsyncStub(AnalyzeServiceStub):
     """
     WatchHealth: _aio.UnaryStreamMultiCallable[_analyze_service_pb2.WatchHealthRequest, _analyze_service_pb2.WatchHealthResponse]  # type: ignore[assignment]
     """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
-    `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
-    load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
+    `min_change` points, of the verdict, of the first cause or of the worst alert of an error budget, each confirmed by `confirmations`
+    looks in a row; the loss of data or of load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
     Idempotent: reads only. Call again to resume: the first message is the present state.
 
@@ -227,8 +227,8 @@ class AnalyzeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_analyze_service_pb2.WatchHealthResponse], _abc.AsyncIterator[_analyze_service_pb2.WatchHealthResponse]]:
         """Streams the health of an instance or a fleet: first as it is now, then every change that lasts: of the status, of the score by
-        `min_change` points, of the verdict or of the first cause, each confirmed by `confirmations` looks in a row; the loss of data or of
-        load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
+        `min_change` points, of the verdict, of the first cause or of the worst alert of an error budget, each confirmed by `confirmations`
+        looks in a row; the loss of data or of load at once. A slow reader gets the present state when it reads again, never a backlog. Ends only with the client or the server.
 
         Idempotent: reads only. Call again to resume: the first message is the present state.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from perf_service.analysis import health
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.analysis.health_watch import HealthWatch, Look
-from perf_service.models.analysis import Cause, HealthPart, HealthStatus, SLOState, SLOStatus, Verdict
+from perf_service.models.analysis import Analysis, BudgetState, Cause, ErrorBudget, HealthPart, HealthStatus, SLOState, SLOStatus, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
 from perf_service.models.slo import SLOTarget
 
@@ -107,3 +109,18 @@ def test_another_cause_is_told_when_it_lasts() -> None:
     watch = HealthWatch()
     kv, batch = look(60, Verdict.TUNE, Cause.KV_EXHAUSTED), look(60, Verdict.TUNE, Cause.BATCH_LIMIT)
     assert [watch.feed(one) for one in (kv, batch, kv, batch, batch, kv, batch, batch, batch)] == [True, *[False] * 7, True]
+
+
+def test_a_budget_that_burns_is_told_when_it_lasts() -> None:
+    watch = HealthWatch(confirmations=2)
+    calm, burning = look(95), replace(look(95), alert=BudgetState.FAST_BURN)
+    assert [watch.feed(one) for one in (calm, burning, calm, burning, burning, burning, calm, calm)] == [1, 0, 0, 0, 1, 0, 0, 1]
+
+
+def test_a_look_takes_the_worst_alert_of_the_budgets() -> None:
+    def status(state: BudgetState) -> SLOStatus:
+        return SLOStatus(SLOTarget("ttft_p99", 0.5), SLOState.MET, 0.1, budget=ErrorBudget(0.99, 1.0, 1.0, 1.0, 0.0, 0.0, state=state))
+
+    states = [BudgetState.OK, BudgetState.EXHAUSTED, BudgetState.SLOW_BURN, BudgetState.UNDECIDED]
+    assert Look.of(Analysis("i", Engine.VLLM, slo_statuses=tuple(map(status, states)))).alert is BudgetState.SLOW_BURN
+    assert Look.of(Analysis("i", Engine.VLLM, slo_statuses=(status(BudgetState.OK),))).alert is None
