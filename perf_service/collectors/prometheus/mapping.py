@@ -257,15 +257,16 @@ class _Speller:
 
     def metric(self, metric: Mapping[str, str]) -> str:
         """As `text`, of labels that have been read."""
-        labels = []
-        for key, value in metric.items():
-            if key == _NAME or self._target.get(key) == value:
-                continue
+        own = [key for key, value in metric.items() if key != _NAME and self._target.get(key) != value]
+        names: dict[str, str] = {}
+        # Of several that begin with exported_ only the shortest was renamed: the others were called so by the page itself.
+        for key in sorted(own, key=len):
             bare = key
             while bare.startswith(_EXPORTED):
                 bare = bare.removeprefix(_EXPORTED)
-            name = bare if bare in self._names else key
-            labels.append(f"{label_name(name)}={_escaped(value)}")
+            names.setdefault(bare if bare in self._names else key, key)
+        spelled = {key: name for name, key in names.items()}
+        labels = [f"{label_name(spelled.get(key, key))}={_escaped(metric[key])}" for key in own]
         name = metric.get(_NAME, "")
         return f"{name}{{{','.join(labels)}}}" if labels else name
 
