@@ -8,6 +8,8 @@ EXTRAS := dev,postgres
 LOWEST := .venv-lowest
 BENCHMARKS := parser.py store.py simulator_reality.py
 PYTEST_ARGS ?=
+# Tests whose engines and servers run in real time, and those that compare speeds: one after the other, or they disturb each other.
+REAL_TIME := $(addprefix tests/integration/,cli rpc simulator targets workflows test_kill_server.py) tests/performance
 
 # The tests start hundreds of Python processes: without byte code each would compile the whole package again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +34,8 @@ demo: $(STAMP) ## see a fleet with a planted bottleneck measured, diagnosed, cha
 
 test: $(STAMP) ## every test, with the coverage gates
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --cov --cov-report=json:.coverage.json --cov-report= --durations=5 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(REAL_TIME)) -n auto --dist loadfile --cov --cov-report= --durations=5 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(REAL_TIME) --cov --cov-append --cov-report=json:.coverage.json --cov-report= --durations=5 $(PYTEST_ARGS)
 	@$(BIN)/python scripts/coverage_gates.py .coverage.json
 
 unit: $(STAMP) ## the fast tests only, on every core

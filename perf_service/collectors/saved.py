@@ -91,7 +91,7 @@ def unpacked(page: bytes, name: str, limit: int = DEFAULT_MAX_BODY_BYTES) -> byt
         with gzip.GzipFile(fileobj=io.BytesIO(page)) as packed:
             text = packed.read(limit + 1)
     except EOFError as error:
-        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is gzip that ends too early: it was cut") from error
+        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged gzip: it ends too early") from error
     except (OSError, zlib.error) as error:
         raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged gzip: {error}") from error
     if len(text) > limit:

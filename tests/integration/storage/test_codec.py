@@ -42,7 +42,7 @@ st.register_type_strategy(SLOTarget, _SLOS)
 
 
 @pytest.mark.parametrize("cls", [Snapshot, Fleet, Instance, Window])
-@settings(max_examples=examples(50), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_model_survives_the_round_trip(cls: type[Any], data: st.DataObject) -> None:
     value = data.draw(st.from_type(cls))
@@ -50,7 +50,7 @@ def test_any_model_survives_the_round_trip(cls: type[Any], data: st.DataObject) 
 
 
 @pytest.mark.parametrize("cls", [Analysis, Plan, Workflow, Event])
-@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_large_model_survives_the_round_trip(cls: type[Any], data: st.DataObject) -> None:
     value = data.draw(st.from_type(cls))

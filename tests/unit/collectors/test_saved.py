@@ -117,7 +117,7 @@ def test_what_has_no_page_or_cannot_be_opened_is_an_error(tmp_path: Path) -> Non
         (b" \n\t\n", ErrorReason.BODY_EMPTY, "empty"),
         (b"<!DOCTYPE html><html></html>", ErrorReason.BODY_NOT_METRICS, "HTML"),
         (b"\x7fELF\x02\x01\x01\0\0\0", ErrorReason.BODY_NOT_METRICS, "binary"),
-        (gzip.compress(PAGE, mtime=0)[:-12], ErrorReason.BODY_NOT_METRICS, "too early"),
+        (gzip.compress(PAGE, mtime=0)[:-12], ErrorReason.BODY_NOT_METRICS, "ends too early"),
         (b"\x1f\x8bnonsense", ErrorReason.BODY_NOT_METRICS, "damaged"),
     ],
 )
