@@ -53,11 +53,11 @@ class AnalysisEngine:
         window, pages = _window_of(metrics)
         _check_engine(engine, window)
         targets = tuple(slo_targets or ())
-        copies = trust.copies_at_the_end(pages)
-        if copies is not None:
-            window = replace(window, quality=window.quality.plus(copies))
+        blind = trust.copies_at_the_end(pages) or (trust.alternating(metrics) if isinstance(metrics, Sequence) else None)
+        if blind is not None:
+            window = replace(window, quality=window.quality.plus(blind))
         analysis = _of_pages(window, pages, targets, config)
-        if copies is not None:
+        if blind is not None:
             return analysis
         worse = upgrade.regression(metrics) if isinstance(metrics, Sequence) else None
         if worse is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
@@ -205,7 +205,7 @@ def _nothing() -> DataIssue:
 
 def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus, ...]) -> Analysis:
     reason = quality.blocking[0].message if quality.blocking else "the data cannot be trusted"
-    restarted = quality.has(IssueCode.RESET)
+    restarted = quality.has(IssueCode.RESET) and not any(i.code is IssueCode.UNDERCOUNT for i in quality.blocking)
     verdict = Verdict.WAIT if restarted else Verdict.NOT_ENOUGH_EVIDENCE
     unmeasured = evaluate(Window(found.window.instance_id, found.engine, None, None, None, 0), [s.target for s in statuses])
     return _result(found, quality, unmeasured, (), None, verdict, f"Not enough evidence: {reason}")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.steps import chunks
 from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist, IssueCode, IssueLevel, Snapshot
-from perf_service.models.window import Window
 
 OCCUPANCY, BUDGET = "occupancy", "token_budget"  # what an issue blocks beside single metrics
 
@@ -28,7 +27,7 @@ def gate(facts: Facts) -> tuple[DataIssue, ...]:
         return tuple(issues)
     issues += _conservation(facts)
     issues += _stale_gauges(facts)
-    issues += _undercount(window)
+    issues += _undercount(facts)
     issues += _told_budget_refuted(facts)
     refuted = told_limit_refuted(facts)
     issues += [refuted] if refuted is not None else []
@@ -57,6 +56,27 @@ def copies_at_the_end(pages: Sequence[Snapshot]) -> DataIssue | None:
         return None
     text = f"The last {same + 1} pages are copies of one page (not even CPU time moved): what the engine does since then is not known."
     return DataIssue(IssueCode.STALE, IssueLevel.BLOCKING, text)
+
+
+def alternating(pages: Sequence[Snapshot]) -> DataIssue | None:
+    """That the pages come from several processes in turn: each counts for itself, and no difference of two pages means anything.
+
+    Several API servers behind one port without a shared metrics directory do that (vLLM's `--api-server-count` sets one up).
+    """
+    starts = [page.process_start_time for page in pages]
+    known = [start for start in starts if start is not None]
+    lives = [start for start, _ in groupby(known, key=lambda start: round(start, -1))]
+    returns = len(lives) - len(set(lives)) if len(known) == len(pages) else _returns(pages)
+    if returns < 2:
+        return None
+    text = "The pages come from different processes in turn (counters fall and come back): each scrape sees a part of the traffic."
+    return DataIssue(IssueCode.UNDERCOUNT, IssueLevel.BLOCKING, text)
+
+
+def _returns(pages: Sequence[Snapshot]) -> int:
+    """How often a counter of tokens fell and was back above its old value on a later page."""
+    values = [max(p.counters.get(Counter.GENERATION_TOKENS, 0.0), p.counters.get(Counter.PROMPT_TOKENS, 0.0)) for p in pages]
+    return sum(b < a and max(values[i + 2 :], default=0.0) >= a > 0 for i, (a, b) in enumerate(pairwise(values)))
 
 
 def _equal(one: Snapshot, other: Snapshot) -> bool:
@@ -97,7 +117,7 @@ def _stale_gauges(facts: Facts) -> list[DataIssue]:
     # Only where requests come and go many times: what began before the window or ends after it is not in the law.
     short = facts.e2e is not None and facts.busy_seconds is not None and facts.e2e < 0.2 * facts.busy_seconds
     noise = t.LITTLE_SIGMA.value * (max(active, 1.0) / running.samples) ** 0.5
-    steady = running.nonzero_share >= 0.8 and short and facts.finished >= t.REQUESTS_CERTAIN.value
+    steady = running.min >= 0.5 * active and short and facts.finished >= t.REQUESTS_CERTAIN.value
     if steady and active > t.LITTLE_TOLERANCE.value * occupancy and active - occupancy > noise:
         text = (
             f"{active:.1f} requests run by the gauge, {occupancy:.1f} by finished requests (Little's law): "
@@ -135,14 +155,21 @@ def _told_budget_refuted(facts: Facts) -> list[DataIssue]:
     return [DataIssue(IssueCode.CONSERVATION, IssueLevel.BLOCKING, text, BUDGET)]
 
 
-def _undercount(window: Window) -> list[DataIssue]:
+def _undercount(facts: Facts) -> list[DataIssue]:
+    """Requests against their latencies, tokens generated against tokens of finished requests: what was counted twice must agree."""
+    window, issues = facts.window, []
     succeeded, e2e = window.delta(Counter.REQUESTS_SUCCEEDED), window.histograms.get(Hist.E2E_SECONDS)
-    if succeeded is None or e2e is None or max(succeeded, e2e.count) < t.REQUESTS_CERTAIN.value:
-        return []
-    if e2e.count < 0.5 * succeeded:
+    if succeeded is not None and e2e is not None and max(succeeded, e2e.count) >= t.REQUESTS_CERTAIN.value and e2e.count < 0.5 * succeeded:
         text = f"{succeeded:.0f} requests finished and {e2e.count:.0f} have a latency: part of the processes is missing from the page."
-        return [DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, Hist.E2E_SECONDS.value)]
-    return []
+        issues.append(DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, Hist.E2E_SECONDS.value))
+    tokens, answers = window.delta(Counter.GENERATION_TOKENS), window.histograms.get(Hist.GENERATION_TOKENS)
+    if tokens and answers is not None and answers.count >= t.REQUESTS_CERTAIN.value and not window.lifetime:
+        # Finished requests bring along what they had generated before the window; those under way leave theirs out.
+        slack = 0.2 * answers.sum + facts.running_top * answers.sum / answers.count
+        if abs(tokens - answers.sum) > slack + 0.2 * tokens:
+            text = f"{tokens:.0f} tokens were generated, {answers.sum:.0f} by the finished requests' count: part of the page is missing."
+            issues.append(DataIssue(IssueCode.UNDERCOUNT, IssueLevel.WARNING, text, Counter.GENERATION_TOKENS.value))
+    return issues
 
 
 def trusted(facts: Facts, issues: tuple[DataIssue, ...]) -> Facts:
