@@ -22,7 +22,7 @@ from perf_service.models.analysis import (
 )
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
-from perf_service.models.metrics import DataIssue, DataQuality, Engine, Gauge, IssueCode, IssueLevel, Snapshot
+from perf_service.models.metrics import Counter, DataIssue, DataQuality, Engine, Gauge, IssueCode, IssueLevel, Snapshot
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import GaugeStats, Window
 
@@ -121,15 +121,26 @@ def _with_replicas(
     """What the fleet's sums hide: a replica that hangs while the others serve, and one that is far worse than they are."""
     scores: dict[str, health.Scored] = {}
     for name, (window, pages) in spans.items():
-        found = _facts(window, pages, config)
+        found = _facts(window, [], config)
         found = trust.trusted(found, trust.gate(found))
-        scored, hang = health.of_replica(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES))
+        hang = rules_events.hang(_facts(window, pages[-_HANG_PAGES:], config)) if _stood_still(pages) else None
+        scored = health.of(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES), (hang,) if hang is not None else ())
         if hang is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
             analysis = changes.led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
         if scored is not None:
             scores[name] = scored
     merged = None if analysis.overall_health_score is None else (analysis.overall_health_score, analysis.health_parts)
     return _scored(analysis, health.of_fleet(merged, scores))
+
+
+_HANG_PAGES = 16
+"""A hang shows at the end; windows between all pages of all replicas would cost more than the rest of the analysis."""
+
+
+def _stood_still(pages: Sequence[Snapshot]) -> bool:
+    """Whether no token came between the last two pages, or without them nobody knows."""
+    last = [page.counters.get(Counter.GENERATION_TOKENS) for page in pages[-2:]]
+    return len(last) < 2 or last[0] == last[1]
 
 
 def _scored(analysis: Analysis, scored: health.Scored | None) -> Analysis:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from perf_service.analysis import rules_events, rules_queue
+from perf_service.analysis import rules_queue
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.slo_monitor import error_count, miss_ratio
 from perf_service.models.analysis import Bottleneck, Cause, HealthPart, HealthStatus, SLOState, SLOStatus
@@ -118,12 +118,6 @@ def _present(found: Facts) -> bool:
     """Whether requests run or wait, or came to a first token."""
     gauges = (found.running, found.waiting)
     return found.started > 0 or any(stats is not None and stats.max > 0 for stats in gauges)
-
-
-def of_replica(found: Facts, statuses: Sequence[SLOStatus]) -> tuple[Scored | None, Bottleneck | None]:
-    """The score of one replica of a fleet, and its hang if it hangs: the two things that the fleet's sums hide."""
-    hang = rules_events.hang(found)
-    return of(found, statuses, (hang,) if hang is not None else ()), hang
 
 
 def of_fleet(merged: Scored | None, replicas: Mapping[str, Scored]) -> Scored | None:
