@@ -22,7 +22,8 @@ The hand rules, in order, over the whole run: preemptions > 0: KV; TTFT p95 and 
 caching off: prefix;
 mean waiting >= 1, queue time > prefill time and prompt tokens < 10 x generated: queue; mean waiting >= 1 and prompt tokens >= 10
 x generated: prefill;
-TPOT p95 above its objective: decode. Objectives: the told ones, else 1 s and 50 ms.
+TPOT p95 above its objective: decode. Objectives: the told ones with their own statistic, else
+p95 of 1 s and 50 ms.
 """
 
 from __future__ import annotations
@@ -67,16 +68,12 @@ MORE_SEQS = (Cause.BATCH_LIMIT.value,)
 
 def hand_rules(window: Window, targets: Sequence[SLOTarget]) -> Answer:
     """The five rules over one window; a rule whose metric is not on the page does not fire."""
-    bounds = {"ttft": 1.0, "itl": 0.05}
-    for target in targets:
-        if target.base_metric in bounds:
-            bounds[target.base_metric] = target.target_value
+    goals = {"ttft": SLOTarget("ttft_p95", 1.0), "itl": SLOTarget("itl_p95", 0.05)}
+    goals |= {target.base_metric: target for target in targets if target.base_metric in goals}
     if (window.delta(Counter.PREEMPTIONS) or 0) > 0:
         return HAND_KV
-    ttft = window.quantile(Hist.TTFT_SECONDS, 0.95)
-    tpot = window.quantile(Hist.TPOT_SECONDS, 0.95) or window.quantile(Hist.ITL_SECONDS, 0.95)
-    slow_first = ttft is not None and ttft.value > bounds["ttft"]
-    slow_pace = tpot is not None and tpot.value > bounds["itl"]
+    slow_first = _missed(window, goals["ttft"], Hist.TTFT_SECONDS)
+    slow_pace = _missed(window, goals["itl"], Hist.TPOT_SECONDS, Hist.ITL_SECONDS)
     if not slow_first and not slow_pace:
         return ()
     if window.config.get("enable_prefix_caching") in (False, "False"):
@@ -90,6 +87,16 @@ def hand_rules(window: Window, targets: Sequence[SLOTarget]) -> Answer:
         if queue is not None and queue > (prefill or 0.0):
             return HAND_QUEUE
     return HAND_DECODE if slow_pace else ()
+
+
+def _missed(window: Window, goal: SLOTarget, *hists: Hist) -> bool:
+    """Whether the objective's own statistic of the first of these that was measured lies above its bound."""
+    for hist in hists:
+        quantile = window.quantile(hist, goal.quantile) if goal.quantile else None
+        value = quantile.value if quantile else window.mean(hist)
+        if value is not None:
+            return value > goal.target_value
+    return False
 
 
 def _busy(pages: Sequence[Page]) -> Page:
