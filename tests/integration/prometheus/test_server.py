@@ -85,7 +85,7 @@ async def test_the_past_is_read_once_and_diagnosed(scraped: Rig, remote: Remote)
 async def test_the_present_is_collected_in_the_background_and_on_demand(scraped: Rig, remote: Remote) -> None:
     await register(remote, "r0", source(scraped, HOLDS["vllm"]), interval=1.0)
     await register(remote, "r1", source(scraped, HOLDS["honor"]), interval=1.0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while min([len(await listed(remote, name)) for name in ("r0", "r1")]) < 3:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
@@ -93,7 +93,7 @@ async def test_the_present_is_collected_in_the_background_and_on_demand(scraped:
         times = [snapshot.collected_at.ToNanoseconds() for snapshot in await listed(remote, name)]
         assert len(set(times)) == len(times)
     now = await remote.collect.CollectMetrics(collect_service_pb2.CollectMetricsRequest(instance_id="r0"))
-    assert time.time() - now.snapshot.collected_at.ToNanoseconds() / 1e9 < 5
+    assert time.time() - now.snapshot.collected_at.ToNanoseconds() / 1e9 < 10
     assert snapshot_pb2.ISSUE_CODE_GAP not in [issue.code for issue in now.snapshot.quality.issues]
 
 

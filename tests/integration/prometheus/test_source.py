@@ -167,7 +167,7 @@ async def test_the_present_is_the_newest_scrape(scraped: Rig, client: CountingCl
     now = time.time()
     snapshot = await source.snapshot(instance(scraped, HOLDS["vllm"]), now)
     assert snapshot.collected_at is not None
-    assert now - 3 < snapshot.collected_at <= now
+    assert now - 10 < snapshot.collected_at <= time.time()
     assert Gauge.KV_CACHE_USAGE_RATIO in snapshot.gauges
     assert not snapshot.quality.issues
 
