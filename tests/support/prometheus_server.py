@@ -61,7 +61,7 @@ class PrometheusServer:
         result: list[dict[str, Any]] = found["result"]
         return result
 
-    def wait_until(self, expression: str, *, seconds: float = 20.0) -> list[dict[str, Any]]:
+    def wait_until(self, expression: str, *, seconds: float = 60.0) -> list[dict[str, Any]]:
         """Wait until an instant query has a result; the result."""
         deadline = time.monotonic() + seconds
         while not (found := self.query(expression)):
@@ -136,7 +136,7 @@ def running_prometheus(
             process.wait()
 
 
-def _wait_ready(server: PrometheusServer, seconds: float = 30.0) -> None:
+def _wait_ready(server: PrometheusServer, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while True:
         assert server.process.poll() is None, f"prometheus ended: {server.log()}"
