@@ -228,8 +228,10 @@ def _conclusion(
     if bottlenecks:
         root = bottlenecks[0]
         verdict = root.verdict
-        if all(b.severity is Severity.LOW for b in bottlenecks) and all(s.target.builtin for s in statuses) and verdict is Verdict.SCALE:
-            verdict = Verdict.NOTHING_TO_DO  # a note against a default that nobody asked for
+        minor = all(b.severity is Severity.LOW for b in bottlenecks) and root.cause is not Cause.UNDER_USE
+        certain = any(s.state is SLOState.MISSED and not s.target.builtin for s in statuses)
+        if minor and not certain and verdict is Verdict.SCALE:
+            verdict = Verdict.NOTHING_TO_DO  # a note against a default that nobody asked for, or an objective not missed for certain
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict in (Verdict.TUNE, Verdict.SCALE):
             verdict = Verdict.WAIT

@@ -48,7 +48,8 @@ def _interference(facts: Facts) -> float:
     if facts.token_budget is not None and facts.token_budget <= 512:
         return 0.0
     objective = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
-    spread = ramp(tail.value / middle.value, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
+    usual = min(middle.value, facts.itl or middle.value)  # the lowest bucket tells no median, but the mean is not above it by much
+    spread = ramp(tail.value / usual, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
     slow = 1.0 - ramp(middle.value, objective, 2.0 * objective)  # the usual token is slow too: not spikes
     heavy = (
         slow

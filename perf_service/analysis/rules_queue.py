@@ -101,7 +101,8 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
     told = facts.config.number("schedule_conservativeness")
     if told is not None and told <= 0.3:
         reserved *= 0.1  # as far down as the vendor advises already
-    wandering = 1.0 - (facts.pinning.tightness if facts.pinning else 0.5)
+    told_elsewhere = facts.sequence_limit is not None and facts.running_top < 0.9 * facts.sequence_limit
+    wandering = 1.0 if told_elsewhere else 1.0 - (facts.pinning.tightness if facts.pinning else 0.5)
     text = f"KV token usage is {usage:.0%} with {facts.waiting_mean:.1f} requests queued."
     evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
     settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"
