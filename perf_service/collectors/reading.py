@@ -14,9 +14,9 @@ from perf_service.models.metrics import Counter, DataIssue, Engine, Gauge, Hist,
 
 
 class Reading:
-    """One page read through one dialect."""
+    """One page read through one dialect, as a plan made for the page's series says."""
 
-    def __init__(self, dialect: Dialect, page: Page) -> None:
+    def __init__(self, dialect: Dialect, page: Page, plan: Plan) -> None:
         self.gauges: dict[Gauge, float] = {}
         self.counters: dict[Counter, float] = {}
         self.histograms: dict[Hist, Histogram] = {}
@@ -25,11 +25,6 @@ class Reading:
         self.issues: list[DataIssue] = []
         self._dialect = dialect
         self._values = values = page.values
-        plan = page.layout.reading if page.layout is not None else None
-        if not isinstance(plan, Plan):
-            plan = Plan(dialect, page.series)
-            if page.layout is not None:
-                page.layout.reading = plan
         self.model_name = plan.model_name
         self.own_series = plan.own_series
         # Nearly always true, and then no value needs to be looked at on its own. (A sum is not a number where one of its parts is not.)

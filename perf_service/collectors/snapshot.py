@@ -14,11 +14,16 @@ from perf_service.collectors.exposition import (
     ExpositionParser,
     Page,
 )
+from perf_service.collectors.plan import Plan
 from perf_service.collectors.reading import Reading
+from perf_service.collectors.series_syntax import Series
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel, Snapshot
 
+_MAX_PLANS: Final = 32
+_MAX_PLANNED_SERIES: Final = 5_000
+"""Together at most some 30 MB, and 3 MB with the pages of real engines."""
 _LISTED_NAMES: Final = 20
 _LISTED_NAME_CHARS: Final = 100
 
@@ -39,6 +44,7 @@ class SnapshotBuilder:
     ) -> None:
         self.engine = engine
         self._dialect = dialect_of(engine)
+        self._plans: dict[tuple[Series, ...], Plan] = {}
         self._parser = ExpositionParser(
             self._dialect.bind, max_body_bytes=max_body_bytes, max_series=max_series, max_remembered=max_remembered
         )
@@ -68,7 +74,7 @@ class SnapshotBuilder:
             CollectError: BODY_TOO_LARGE or TOO_MANY_SERIES when the page exceeds the limits.
         """
         page = self._parser.parse(body, instance_id)
-        reading = Reading(self._dialect, page)
+        reading = Reading(self._dialect, page, self._plan_of(page))
         issues = [*_page_issues(page, _is_openmetrics(content_type)), *reading.issues]
         known = len(reading.gauges) + len(reading.counters) + len(reading.histograms)
         if not reading.own_series:
@@ -92,6 +98,23 @@ class SnapshotBuilder:
             derived=tuple(dict.fromkeys(reading.derived)),
             quality=DataQuality(_once(issues), known),
         )
+
+    def _plan_of(self, page: Page) -> Plan:
+        """The plan for the page's series: that of its layout, or of a page whose other lines differ (as adapters come and go)."""
+        layout = page.layout
+        if layout is not None and isinstance(layout.reading, Plan):
+            return layout.reading
+        series = tuple(page.series)
+        plan = self._plans.get(series)
+        if plan is None:
+            plan = Plan(self._dialect, series)
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            if len(series) <= _MAX_PLANNED_SERIES:
+                self._plans[series] = plan
+        if layout is not None:
+            layout.reading = plan
+        return plan
 
 
 def snapshot_of(

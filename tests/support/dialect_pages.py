@@ -19,6 +19,7 @@ from typing import Final
 
 from perf_service.collectors.dialects.base import Dialect
 from perf_service.collectors.exposition import ExpositionParser
+from perf_service.collectors.plan import Plan
 from perf_service.collectors.reading import Reading
 from tests.support.pages import FIXTURES
 
@@ -135,7 +136,8 @@ def _lines(name: Name, labels: Mapping[str, str], value: float) -> str:
 
 def read(dialect: Dialect, text: str) -> dict[str, object]:
     """What a page reads as, by target; what is worked out from other metrics is left out where the engine has no name for it."""
-    reading = Reading(dialect, ExpositionParser(dialect.bind).parse(text))
+    parsed = ExpositionParser(dialect.bind).parse(text)
+    reading = Reading(dialect, parsed, Plan(dialect, parsed.series))
     assert not reading.issues
     found: dict[str, object] = {f"config:{knob}": value for knob, value in reading.config.values().items()}
     found |= {f"gauge:{target.value}": value for target, value in reading.gauges.items()}

@@ -123,7 +123,7 @@ def test_labels_that_never_come_back_do_not_fill_the_memory() -> None:
         assert snapshot.gauges == reference.gauges
         assert builder.remembered <= 2_000
 
-    for number in range(30):
+    for number in range(40):
         scrape(number * 100)
     tracemalloc.start()
     try:

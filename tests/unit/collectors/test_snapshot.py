@@ -185,3 +185,13 @@ def test_a_builder_serves_many_pages(vllm_page: bytes) -> None:
 def test_limits_reach_through() -> None:
     with pytest.raises(CollectError):
         SnapshotBuilder(Engine.VLLM, max_body_bytes=5).build("vllm:num_requests_running 9\n", "i", 2.0)
+
+
+def test_lines_that_nobody_reads_may_come_and_go() -> None:
+    """vLLM's page grows a line for every set of adapters that was ever loaded; what is read stays where it was."""
+    builder = SnapshotBuilder(Engine.VLLM)
+    page = "vllm:num_requests_running 3\nvllm:prompt_tokens_total 7\n"
+    first = builder.build(page, "i", 1.0)
+    for number in range(5):
+        page = f'vllm:lora_requests_info{{running_lora_adapters="a{number}"}} 1\n' + page
+        assert builder.build(page, "i", 1.0) == first
