@@ -94,6 +94,7 @@ class SnapshotStore(Protocol):
     async def snapshots_between(
         self, instance_id: str, start: float, end: float, *, limit: int = 1000
     ) -> Sequence[Snapshot]: ...  # oldest first
+    async def count_snapshots(self, instance_id: str, *, after: float, until: float) -> int: ...
     async def list_snapshots(
         self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""
     ) -> Page[Snapshot]: ...

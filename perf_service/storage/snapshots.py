@@ -98,6 +98,13 @@ class SnapshotRepository:
 
         return await self._db.read(work)
 
+    async def count_snapshots(self, instance_id: str, *, after: float, until: float) -> int:
+        """How many were taken after one time and not after the other."""
+        query = select(func.count()).where(
+            snapshots.c.instance_id == instance_id, snapshots.c.taken_at > after, snapshots.c.taken_at <= until
+        )
+        return int(await self._db.read(partial(_scalar, query=query)) or 0)
+
     async def list_snapshots(
         self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""
     ) -> Page[Snapshot]:

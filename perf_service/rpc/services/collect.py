@@ -86,7 +86,10 @@ class CollectServicer(pb_grpc.CollectServiceServicer):
                 continue
             stored = await self._s.store.snapshots_between(name, after, latest, limit=_BATCH + 2)
             fresh = [s for s in stored if s.collected_at is not None and s.collected_at > after]
-            skipped = len(fresh) if len(fresh) > _BATCH else 0
-            for snapshot in fresh if not skipped else fresh[-1:]:
+            skipped = 0
+            if len(fresh) > _BATCH:
+                fresh = fresh[-1:]
+                skipped = await self._s.store.count_snapshots(name, after=after, until=latest) - 1
+            for snapshot in fresh:
                 cursors[name] = snapshot.collected_at or after
                 yield pb.WatchMetricsResponse(snapshot=SNAPSHOT.to_proto(snapshot), skipped=skipped)

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from perf_service.app import App
+from perf_service.models.metrics import Engine, Snapshot
 from perf_service.rpc.methods import methods, service_names
 from perf_service.storage.tables import REVISIONS
 from perf_service.v1 import (
@@ -108,6 +109,21 @@ async def test_metrics_are_streamed_as_they_are_stored(remote: Remote) -> None:
     await remote.import_capture(names[1], "a_healthy", end=now - 50, limit=1)
     update = await _next(stream, "snapshot")
     assert update.snapshot.instance_id == names[1]
+    stream.cancel()
+
+
+async def test_a_reader_that_is_slow_is_taken_to_the_newest_and_told_what_it_missed(remote: Remote, app: App) -> None:
+    (name,) = await remote.fleet(replicas=1)
+    now = time.time()
+    request = collect_service_pb2.WatchMetricsRequest(instance_id=name)
+    request.start_after.FromSeconds(int(now - 3600))
+    # All at once, as they stand in the store when a reader comes back for more.
+    await app.store.add_snapshots([Snapshot(name, Engine.VLLM, now - 300 + n) for n in range(250)])
+    stream = remote.collect.WatchMetrics(request)
+    update = await _next(stream, "snapshot")
+    assert (update.skipped, round(update.snapshot.collected_at.ToNanoseconds() / 1e9 - now, 3)) == (249, -51)
+    await app.store.add_snapshots([Snapshot(name, Engine.VLLM, now - 50 + n) for n in range(20)])
+    assert [(await _next(stream, "snapshot")).skipped for _ in range(20)] == [0] * 20
     stream.cancel()
 
 

@@ -129,6 +129,7 @@ async def test_a_group_is_stored_whole_and_once(store: SqlStore, build: Any) -> 
     assert [s.snapshot_id for s in await store.snapshots_between("i", 0.0, 99.0)] == ["s0", "s1", "s2", "s3", "s4", "s9"]
     assert await store.latest_times(["i", "silent", "unknown"]) == {"i": 9.0}
     assert (await store.add_snapshot(group[0])) == group[0]
+    assert await store.count_snapshots("i", after=1.0, until=9.0) == 4
 
 
 async def test_real_pages_come_back_exactly(store: SqlStore) -> None:
