@@ -82,6 +82,16 @@ def test_slower_host_under_the_same_load_blames_no_flag() -> None:
     assert "slower" in analysis.summary
 
 
+def test_start_up_that_is_over_asks_for_nothing() -> None:
+    world = fleet()
+    world.slow_down(0, 8.0)
+    pages = [world.scrape(), *scrape(world, 3)]
+    world.slow_down(0, 1.0)
+    analysis = judged(pages + scrape(world, 10), [SLOTarget("ttft", 0.1), SLOTarget("itl", 0.04)])
+    assert analysis.verdict is Verdict.NOTHING_TO_DO
+    assert "slow at first" in analysis.summary
+
+
 def test_client_that_asks_for_little_is_not_low_throughput_of_the_engine() -> None:
     world = fleet(replace(CHAT, rate=None, concurrency=2))
     analysis = judged(scrape(world, 8), [SLOTarget("throughput", 5000, "greater_than")])
