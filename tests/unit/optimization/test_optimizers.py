@@ -23,6 +23,8 @@ from tests.support.real_runs import finding, overall
 
 OPTIMIZERS = (BatchingOptimizer(), KVCacheOptimizer(), QuantizationOptimizer())
 BATCHING = (BottleneckType.QUEUE_BUILDUP, BottleneckType.LOW_THROUGHPUT, BottleneckType.BATCH_SIZE_SUBOPTIMAL)
+_SIZES: tuple[ConfigLike, ...] = (None, {}, {"max_batch_size": 32}, EngineConfig(), BatchingConfig(max_batch_size=32))
+_PLAIN: tuple[ConfigLike, ...] = (None, {}, {"quantization": "none"}, {"quantization": None})
 
 
 def situation(config: dict[str, Any] | None = None, engine: Engine = Engine.VLLM, version: str = "0.32.0", **fields: Any) -> Situation:
@@ -43,13 +45,13 @@ def test_nothing_to_do_is_nothing(optimizer: Any, engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("kind", BATCHING)
-@pytest.mark.parametrize("current", [None, {}, {"max_batch_size": 32}, EngineConfig(), BatchingConfig(max_batch_size=32)])
-def test_batching_answers_every_bare_queue(engine: Engine, kind: BottleneckType, current: ConfigLike) -> None:
-    found, config = BatchingOptimizer().generate_optimizations([finding(kind)], engine.value, current)
-    assert found
-    assert isinstance(config, BatchingConfig)
-    assert config.max_batch_size is not None
-    assert config.max_batch_size <= 256
+def test_batching_answers_every_bare_queue(engine: Engine, kind: BottleneckType) -> None:
+    for current in _SIZES:
+        found, config = BatchingOptimizer().generate_optimizations([finding(kind)], engine.value, current)
+        assert found
+        assert isinstance(config, BatchingConfig)
+        assert config.max_batch_size is not None
+        assert config.max_batch_size <= 256
 
 
 @pytest.mark.parametrize(("size", "wanted"), [(32, 64), (8, 16), (200, 256)])
@@ -94,21 +96,21 @@ def test_kv_config_carries_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", [BottleneckType.MEMORY_PRESSURE, BottleneckType.HIGH_LATENCY])
-@pytest.mark.parametrize("current", [None, {}, {"quantization": "none"}, {"quantization": None}])
-def test_quantization_is_proposed_for_plain_weights(engine: Engine, kind: BottleneckType, current: ConfigLike) -> None:
-    found, config = QuantizationOptimizer().generate_optimizations([finding(kind)], engine.value, current)
-    assert found
-    assert all("quantization" in o.description.lower() for o in found)
-    assert all(o.needs_quality_gate for o in found)
-    assert isinstance(config, QuantizationConfig)
-    assert config.target_bits == 8
+def test_quantization_is_proposed_for_plain_weights(engine: Engine, kind: BottleneckType) -> None:
+    for current in _PLAIN:
+        found, config = QuantizationOptimizer().generate_optimizations([finding(kind)], engine.value, current)
+        assert found
+        assert all("quantization" in o.description.lower() for o in found)
+        assert all(o.needs_quality_gate for o in found)
+        assert isinstance(config, QuantizationConfig)
+        assert config.target_bits == 8
 
 
-@pytest.mark.parametrize("method", ["int8", "int4", "fp8", "awq", "gptq"])
-def test_quantized_weights_are_left_alone(engine: Engine, method: str) -> None:
-    named = {"quantize" if engine is Engine.TGI else "quantization": method}
-    for current in ({"quantization": method}, QuantizationConfig(method=method), named):
-        assert QuantizationOptimizer().generate_optimizations([finding(BottleneckType.MEMORY_PRESSURE)], engine, current) == ([], None)
+def test_quantized_weights_are_left_alone(engine: Engine) -> None:
+    for method in ("int8", "int4", "fp8", "awq", "gptq"):
+        named = {"quantize" if engine is Engine.TGI else "quantization": method}
+        for current in ({"quantization": method}, QuantizationConfig(method=method), named):
+            assert QuantizationOptimizer().generate_optimizations([finding(BottleneckType.MEMORY_PRESSURE)], engine, current) == ([], None)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

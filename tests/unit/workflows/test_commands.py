@@ -77,16 +77,16 @@ def test_matrix(status: WorkflowStatus, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("status", FORWARD)
-@pytest.mark.parametrize("orders", list(itertools.permutations(["abort", "pause", "promote"])))
-def test_abort_wins_in_every_order(status: WorkflowStatus, orders: tuple[str, ...]) -> None:
-    made = in_state(status)
-    for name in orders:
-        try:
-            made = command(made, ORDERS[name], 2000.0).workflow
-        except WrongStateError:
-            continue
-    assert made.status in (S.CANCELLED, S.ROLLING_BACK)
-    assert made.gate is Gate.OPEN
+def test_abort_wins_in_every_order(status: WorkflowStatus) -> None:
+    for orders in itertools.permutations(["abort", "pause", "promote"]):
+        made = in_state(status)
+        for name in orders:
+            try:
+                made = command(made, ORDERS[name], 2000.0).workflow
+            except WrongStateError:
+                continue
+        assert made.status in (S.CANCELLED, S.ROLLING_BACK)
+        assert made.gate is Gate.OPEN
 
 
 @pytest.mark.parametrize("status", FORWARD)
