@@ -15,7 +15,7 @@ from typing import Any
 from perf_service.collectors.snapshot import SnapshotBuilder
 from perf_service.models.fleet import PrometheusSource
 from perf_service.models.metrics import Engine, Snapshot
-from tests.support.prometheus_server import PrometheusServer, running_prometheus
+from tests.support.prometheus_server import PrometheusServer, end_with_parent, running_prometheus
 from tests.support.real_server import free_ports
 from tests.support.recorded_targets import NUMBER, RecordedTarget, Served, forwarded, saved
 
@@ -95,7 +95,8 @@ def rig(folder: Path) -> Iterator[Rig]:
             prometheus.wait_until(f'count_over_time(up{{job="{job}"}}[5m]) >= 2')
         load = [sys.executable, "-m", "perf_service.cli", "simulate-load", engines["vllm"], "--seconds", "4", "--clients", "6"]
         others = [*load[:4], engines["sglang"], engines["tgi"], *load[5:]]
-        running = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for words in (load, others)]
+        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": end_with_parent}
+        running = [subprocess.Popen(words, **piped) for words in (load, others)]
         stack.callback(_end, running)
         said = [process.communicate(timeout=60)[0].decode() for process in running]
         assert [process.returncode for process in running] == [0, 0], said
@@ -142,7 +143,7 @@ def _engine(name: str, port: int) -> subprocess.Popen[bytes]:
         "0.1",
         *EXTRA[name],
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent)
 
 
 def _wait_listening(process: subprocess.Popen[bytes]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.error
@@ -31,6 +33,11 @@ def prometheus_program(name: str = "prometheus") -> str:
             pytest.fail(f"{reason}, and {REQUIRE_VARIABLE}=1 says that it must be")
         pytest.skip(reason)
     return found
+
+
+def end_with_parent() -> None:
+    """For `preexec_fn`: the process ends with the test run, also where that is killed and can clean nothing up (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class PrometheusServer:
@@ -122,6 +129,7 @@ def running_prometheus(
             stderr=log,
             stdin=subprocess.DEVNULL,
             cwd=folder,
+            preexec_fn=end_with_parent,
         )
     server = PrometheusServer(f"http://127.0.0.1:{port}", folder, process)
     try:
