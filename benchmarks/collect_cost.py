@@ -31,7 +31,8 @@ from perf_service.collectors.snapshot import SnapshotBuilder
 from perf_service.models.metrics import Engine
 from perf_service.storage.store import SqlStore, random_id
 
-WARM_UP_INTERVALS = 3
+WARM_UP_INTERVALS = 4
+CLIENTS = ("perf-service", "prometheus")
 
 
 def prometheus_config(ports: list[int], interval: float) -> str:
@@ -59,9 +60,17 @@ def scrapes(server: Child) -> dict[str, int]:
     return totals
 
 
+def warm_up(server: Child, replicas: int, interval: float) -> None:
+    """Until both are past their start: connections made, engines asked for their configuration, memories filled."""
+    deadline = time.monotonic() + 120
+    time.sleep(WARM_UP_INTERVALS * interval)
+    while min(scrapes(server).get(client, 0) for client in CLIENTS) < WARM_UP_INTERVALS * replicas and time.monotonic() < deadline:
+        time.sleep(interval)
+
+
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Run both beside each other and print CPU per scrape."""
-    count = int(options.seconds / options.interval) + 4 * WARM_UP_INTERVALS
+    count = int(options.seconds / options.interval) + 10 * WARM_UP_INTERVALS
     arguments = ["--replicas", options.replicas, "--versions", count, *(["--gzip"] if options.gzip else [])]
     with running(python("page_server.py", *arguments)) as server:
         hello = server.line()
@@ -76,7 +85,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         collector = python("collector.py", f"sqlite:///{folder}/store.db", options.interval, "alone", *hello["ports"])
         with running(collector) as ours, running(prometheus, log=folder / "prometheus.log") as theirs:
             ours.line()
-            time.sleep(WARM_UP_INTERVALS * options.interval)
+            warm_up(server, options.replicas, options.interval)
             begun, cpu = scrapes(server), {"perf-service": ours.cpu_seconds(), "prometheus": theirs.cpu_seconds()}
             time.sleep(options.seconds)
             ended = scrapes(server)
