@@ -50,11 +50,12 @@ def _interference(facts: Facts) -> float:
     objective = next(o.target_value for o in t.BUILTIN_OBJECTIVES if o.histogram is Hist.ITL_SECONDS)
     usual = min(middle.value, facts.itl or middle.value)  # the lowest bucket tells no median, but the mean is not above it by much
     spread = ramp(tail.value / usual, 0.75 * t.INTERFERENCE_RATIO.value, 2.0 * t.INTERFERENCE_RATIO.value)
+    computed = min(1.0, (facts.computed_tokens or facts.prompt_tokens) / max(facts.prompt_tokens, 1.0))
     slow = 1.0 - ramp(middle.value, objective, 2.0 * objective)  # the usual token is slow too: not spikes
     heavy = (
         slow
         * ramp(facts.prompt_share, t.INTERFERENCE_PROMPT_SHARE.value, 0.8)
-        * ramp(max(facts.prompt_tokens, long.value / 2.0 if long else 0.0), 256, 1024)
+        * ramp(computed * max(facts.prompt_tokens, long.value / 2.0 if long else 0.0), 256, 1024)  # what is cached stalls nobody
     )
     return spread * heavy
 
