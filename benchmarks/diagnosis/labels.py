@@ -17,7 +17,8 @@ ratio above 1 % as one objective more. The rules, fixed before anything was scor
   reaches less than
     70 % of what both do together, or only both together cure, either is accepted as the first cause; else the one is the whole
   story;
-- where no flag cures, faster prefill, faster decode and less load are tried in the same way: capacity is the cause.
+- where no flag cures, faster prefill, faster decode and less load are tried in the same way: capacity is the cause (where requests are
+  refused for it, that may be said instead).
 """
 
 from __future__ import annotations
@@ -266,7 +267,8 @@ def label(s: Situation, goals: tuple[Objective, ...], measure: Measure) -> Label
     if max(more.values()) < margin:
         return Label("dropped", badness=bad, gains=rounded, why="nothing helps")
     accepted = tuple(CAPACITY[name][0] for name, value in more.items() if value >= max(margin, CLEARLY_NOT * max(more.values())))
-    return Label("fault", tuple(dict.fromkeys((*accepted, Cause.OVERLOAD))), no_flag=True, badness=bad, gains=rounded)
+    refused = (Cause.REJECTIONS,) if base.error_ratio > ERROR_BOUND else ()
+    return Label("fault", tuple(dict.fromkeys((*accepted, Cause.OVERLOAD, *refused))), no_flag=True, badness=bad, gains=rounded)
 
 
 def _pair(
