@@ -18,7 +18,7 @@ from perf_service.models.metrics import Snapshot
 
 DEFAULT_CONCURRENCY: Final = 1024
 """A hung target holds its place for the fetch timeout; this many can hang before any other waits."""
-COALESCE_SECONDS: Final = 0.05
+COALESCE_SECONDS: Final = 0.1
 """Scrapes due within this time begin together: at hundreds a second, waking up for each alone costs as much as reading its page."""
 _STARTED_AT_ONCE: Final = 25
 """In one turn of the event loop: some milliseconds of work."""
