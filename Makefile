@@ -38,8 +38,9 @@ test: $(STAMP) ## every test, with the coverage gates
 	$(BIN)/python -m pytest $(REAL_TIME) --cov --cov-append --cov-report=json:.coverage.json --cov-report= --durations=5 $(PYTEST_ARGS)
 	@$(BIN)/python scripts/coverage_gates.py .coverage.json
 
-unit: $(STAMP) ## the fast tests only, on every core
-	$(BIN)/python -m pytest tests/unit -n auto $(PYTEST_ARGS)
+# In one process: on two cores, the imports of a second one cost what it saves.
+unit: $(STAMP) ## the fast tests only
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, format, types, contract, import floors
 	$(BIN)/ruff check .
