@@ -71,7 +71,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.UpdateInstanceResponse:
         stored = await self._s.store.get_instance(request.instance.instance_id)
-        message = merged(INSTANCE.to_proto(stored), request.instance, request.update_mask, output_only=_INSTANCE_OUTPUT)
+        # Merged with secrets masked: a mask that names the URL alone must not carry the stored ones to another address.
+        message = merged(shown_instance(stored), request.instance, request.update_mask, output_only=_INSTANCE_OUTPUT)
         told = with_secrets(INSTANCE.from_proto(message), stored)
         instance = replace(await self._joined(told), updated_at=self._s.clock())
         updated = await self._s.store.update_instance(instance, expect_etag=request.instance.etag or stored.etag)

@@ -109,9 +109,12 @@ async def test_secrets_are_masked_and_stay_with_their_url(scraped: Rig, remote: 
     await remote.collect.CollectMetrics(collect_service_pb2.CollectMetricsRequest(instance_id="r0"))
     read.prometheus.url = "http://127.0.0.1:9"
     read.ClearField("etag")
-    told = await refusal(remote.fleets.UpdateInstance(fleet_service_pb2.UpdateInstanceRequest(instance=read, update_mask=mask)))
-    assert (told.code, told.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "instance.prometheus")
-    assert "hush" not in told.text
+    # A mask that leaves the secrets alone would send them to the new address just as well.
+    for paths in (["prometheus"], ["prometheus.url"], ["prometheus.url", "prometheus.bearer_token"]):
+        moved = fleet_service_pb2.UpdateInstanceRequest(instance=read, update_mask=FieldMask(paths=paths))
+        told = await refusal(remote.fleets.UpdateInstance(moved))
+        assert (told.code, told.metadata["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, "instance.prometheus")
+        assert "hush" not in told.text
 
 
 @pytest.mark.parametrize(
