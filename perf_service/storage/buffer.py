@@ -82,6 +82,9 @@ class SnapshotBuffer:
             group = [self._waiting.popleft() for _ in range(min(_GROUP, len(self._waiting)))]
             try:
                 await self._store.add_snapshots(group)
+            except asyncio.CancelledError:
+                self._waiting.extendleft(reversed(group))  # whether it was written is not known: `run` stores it again as it ends
+                raise
             except StoreError as error:
                 lost = self.lost
                 room = self._max_waiting - len(self._waiting)

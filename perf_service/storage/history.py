@@ -22,8 +22,8 @@ class Tidies(Protocol):
 class HistoryPolicy:
     """Ages and intervals in seconds.
 
-    Every snapshot is kept until `raw_seconds` old, then one per `thinned_interval_seconds`, from `thinned_seconds` on one per
-    `coarse_interval_seconds`, and none from `retention_seconds` on.
+    Every snapshot is kept until `raw_seconds` old, then one per `thinned_interval_seconds`, from `thinned_seconds` on (never before
+    `raw_seconds`) one per `coarse_interval_seconds`, and none from `retention_seconds` on.
     """
 
     raw_seconds: float
@@ -54,7 +54,8 @@ class History:
         """Delete what is due at `now` (unix seconds). Raises StoreError; the next call goes on where this one stopped."""
         policy = self._policy
         pruned = await self._store.prune_snapshots(before=now - policy.retention_seconds)
-        coarse, thinned = now - policy.thinned_seconds, now - policy.raw_seconds
+        thinned = now - policy.raw_seconds
+        coarse = min(thinned, now - policy.thinned_seconds)  # what is to be kept whole is not thinned at all
         deleted = await self._store.thin_snapshots(
             before=coarse, keep_every_seconds=policy.coarse_interval_seconds, after=self._coarse_until
         )

@@ -89,3 +89,22 @@ async def test_what_is_left_at_the_end_is_stored() -> None:
             await asyncio.sleep(0)
         assert store.groups == []
     assert store.groups == [["0"]]
+
+
+async def test_what_was_being_stored_at_the_end_is_stored_again() -> None:
+    begun = asyncio.Event()
+
+    class Hanging(Store):
+        async def add_snapshots(self, group: list[Snapshot]) -> None:
+            if not begun.is_set():
+                begun.set()
+                await asyncio.Event().wait()
+            await super().add_snapshots(group)
+
+    store = Hanging()
+    buffer = SnapshotBuffer(store, trouble=lambda *_: None, linger_seconds=0.0)
+    async with running(buffer):
+        put(buffer, 0, 1)
+        await begun.wait()
+        put(buffer, 2)
+    assert store.groups == [["0", "1", "2"]]

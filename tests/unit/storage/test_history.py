@@ -50,7 +50,7 @@ async def test_a_failure_is_made_up_for() -> None:
     assert store.calls[2:] == [(9000.0, 9120.0, 60), (9900.0, 10_020.0, 10)]
 
 
-async def test_a_raw_age_beyond_the_coarse_one_leaves_one_density() -> None:
+async def test_nothing_is_thinned_before_its_raw_age() -> None:
     store = Store()
     await History(store, HistoryPolicy(2000, 10, 1000, 60, 5000)).tidy(10_000.0)
-    assert store.calls == [(None, 9000.0, 60)]
+    assert store.calls == [(None, 8000.0, 60)]
