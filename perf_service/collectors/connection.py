@@ -38,9 +38,10 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             return await self._waiter
-        finally:
-            if self._reader is not None:  # cancelled: the answer is still to come and belongs to nobody
-                self.abort()
+        except BaseException:
+            # Cancelled, perhaps in the very turn in which the answer came: whoever asked will not give the connection back.
+            self.abort()
+            raise
 
     def abort(self) -> None:
         """Close at once."""

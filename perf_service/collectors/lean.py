@@ -218,8 +218,8 @@ class LeanFetcher:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(self._resolver, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            raise OSError(f"{host} cannot be resolved: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name can have ("a..b")
+            raise OSError(f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from error
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     def _tls_context(self) -> ssl.SSLContext:

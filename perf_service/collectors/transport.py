@@ -117,8 +117,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"{host} was not resolved in {timeout} s") from error
-        except OSError as error:
-            raise httpcore.ConnectError(f"{host} cannot be resolved: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name can have ("a..b")
+            raise httpcore.ConnectError(f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from error
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

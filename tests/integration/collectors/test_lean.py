@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from perf_service.collectors.fetch import EndpointTimeoutError, EndpointUnreachableError
+from perf_service.collectors.connection import Connection
+from perf_service.collectors.fetch import EndpointTimeoutError, EndpointUnreachableError, Fetcher
 from perf_service.collectors.lean import LeanFetcher
 from perf_service.collectors.transport import NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason
@@ -239,6 +240,36 @@ async def test_a_cancelled_scrape_leaves_no_half_read_answer_behind() -> None:
             await task
         assert (await fetcher.fetch(url)).body == PAGE
     assert server.connections == 2
+
+
+async def test_a_scrape_that_is_cancelled_as_its_answer_comes_leaves_no_connection_open() -> None:
+    class Transport(asyncio.Transport):
+        aborted = False
+
+        def write(self, data: object) -> None:
+            pass
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    connection, transport = Connection(), Transport()
+    connection.connection_made(transport)
+    task = asyncio.create_task(connection.exchange(b"GET / HTTP/1.1\r\n\r\n", 1000))
+    await asyncio.sleep(0)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na\n")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert transport.aborted
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+async def test_a_name_that_cannot_be_one_is_a_failure_to_resolve(host: str) -> None:
+    for fetcher in (LeanFetcher(5.0), Fetcher(5.0)):
+        async with fetcher:
+            with pytest.raises(EndpointUnreachableError, match="cannot be resolved"):
+                await fetcher.fetch(f"http://{host}:8000")
 
 
 async def test_packed_pages_where_the_operator_wants_them() -> None:
