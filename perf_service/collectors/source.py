@@ -55,26 +55,28 @@ class SharedScrape:
     """One scrape of an instance at a time: who asks while one is under way gets the same page.
 
     Two scrapes that overlap can be answered in the other order than they were begun; their counters would then seem to fall, as after
-    a restart.
+    a restart. One of where the instance was before its registration changed is not joined: its page is of another server.
     """
 
     def __init__(self, source: MetricsSource) -> None:
         self._source = source
-        self._running: dict[str, asyncio.Task[Snapshot]] = {}
+        self._running: dict[str, tuple[Instance, asyncio.Task[Snapshot]]] = {}
 
     async def snapshot(self, instance: Instance, now: float) -> Snapshot:
         """The page of the scrape under way, else of a new one. Raises CollectError as the source does."""
         key = instance.instance_id
-        task = self._running.get(key)
-        if task is None:
+        of, task = self._running.get(key, (instance, None))
+        if task is None or (of.engine, of.endpoint, of.prometheus) != (instance.engine, instance.endpoint, instance.prometheus):
             task = asyncio.create_task(self._source.snapshot(instance, now))
-            self._running[key] = task
+            self._running[key] = instance, task
             task.add_done_callback(lambda done: self._ended(key, done))
         # Shielded: one caller's cancellation is not the others'.
         return await asyncio.shield(task)
 
     def _ended(self, key: str, task: asyncio.Task[Snapshot]) -> None:
-        self._running.pop(key, None)
+        _, latest = self._running.get(key, (None, None))
+        if latest is task:
+            del self._running[key]
         if not task.cancelled():
             task.exception()  # retrieved here too, for a task whose callers have all gone
 

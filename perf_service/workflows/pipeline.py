@@ -315,7 +315,7 @@ class Pipeline:
     ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
         """As `predict`, from the stored snapshots of these instances in a range; the busiest replica stands for all."""
         series = await self.series(instances, start, end)
-        windows = {name: windows_of(pages) for name, pages in series.items()}
+        windows = await asyncio.to_thread(lambda: {name: windows_of(pages) for name, pages in series.items()})
         busiest = max(windows, key=lambda name: sum(w.count(Hist.E2E_SECONDS) for w in windows[name]), default="")
         if not busiest or not windows[busiest]:
             raise InvalidArgumentError(
@@ -403,7 +403,7 @@ class Pipeline:
             series = await self.series(await self.members(analysis.fleet_id), window.start, window.end)
         except (NotFoundError, InvalidArgumentError):
             return ()  # deleted since
-        parts = [windows_of(pages) for pages in series.values()]
+        parts = await asyncio.to_thread(lambda: [windows_of(pages) for pages in series.values()])
         return max(parts, key=lambda windows: sum(w.count(Hist.E2E_SECONDS) for w in windows), default=())
 
 

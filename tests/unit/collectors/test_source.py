@@ -93,3 +93,15 @@ async def test_who_asks_during_a_scrape_gets_its_page() -> None:
     assert (await shared.snapshot(one, 4.0)).collected_at == 4.0
     with pytest.raises(CollectError, match="nobody there"):
         await shared.snapshot(one, -1.0)
+
+
+async def test_a_scrape_of_where_an_instance_was_is_not_joined() -> None:
+    slow = _SlowSource()
+    shared = SharedScrape(slow)
+    before, after = Instance("a", Engine.VLLM, "http://a"), Instance("a", Engine.VLLM, "http://b")
+    asked = [asyncio.create_task(shared.snapshot(i, t)) for i, t in ((before, 1.0), (after, 2.0), (after, 3.0), (before, 4.0))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    slow.go.set()
+    assert [snapshot.collected_at for snapshot in await asyncio.gather(*asked)] == [1.0, 2.0, 2.0, 4.0]
+    assert (await shared.snapshot(after, 5.0)).collected_at == 5.0
