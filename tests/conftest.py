@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
 
 import pytest
+
+# Rewritten tests and the package are compiled once, not at each run, also where the environment forbids byte code beside the sources.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
 
 # What collection makes (modules, tests) lives to the end: looking at it for garbage again and again is a tenth of a unit run.
 gc.disable()

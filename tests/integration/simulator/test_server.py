@@ -76,7 +76,8 @@ async def test_a_client_that_leaves_is_aborted(start_engine: StartEngine, client
         while await metric(client, engine, "vllm:num_requests_running") > 0:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
     assert await metric(client, engine, "vllm:kv_cache_usage_perc") == 0
-    assert await metric(client, engine, "vllm:request_success_total") == 0
+    assert await metric(client, engine, "vllm:request_success_total", finished_reason="abort") == 1  # as vLLM counts it
+    assert await metric(client, engine, "vllm:request_success_total") == 1
     assert await metric(client, engine, "vllm:time_to_first_token_seconds_count") == 1
 
 

@@ -31,6 +31,28 @@ def test_what_is_no_objective_is_refused_with_its_text(text: str) -> None:
         parse_slo(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ttft_p95<500", "500ms or 500s"),
+        ("itl_p99<50%", "is a time"),
+        ("ttft_p95<-1s", "never below zero"),
+        ("throughput>500ms", "not in ms"),
+        ("requests_per_second>5%", "not in %"),
+        ("error_ratio<5", "5% meant"),
+        ("error_ratio<5s", "not in s"),
+    ],
+)
+def test_a_slip_of_unit_or_sign_is_refused(text: str, why: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=why):
+        parse_slo(text)
+
+
+@pytest.mark.parametrize("text", ["e2e<600s", "e2e<60", "ttft_p95<500ms", "error_ratio<1", "prefix_cache_hit_ratio>60%", "throughput>500"])
+def test_a_large_value_that_can_be_meant_is_taken(text: str) -> None:
+    assert parse_slo(text).target_value > 0
+
+
 def test_a_wrong_comparison_names_the_two_allowed_ones() -> None:
     with pytest.raises(InvalidArgumentError, match=r"less_than.*greater_than.*'below'"):
         SLOTarget("ttft", 0.1, "below")
