@@ -49,6 +49,8 @@ _ALIASES = {
     "prefill_time": "prefill",
     "decode_time": "decode",
 }
+_BARE_SECONDS_MAX = 100.0
+"""From here on a time without a unit is far likelier to be meant in milliseconds: `ttft_p95<500`."""
 _SUFFIX = re.compile(r"^(?P<name>.+?)(?:_(?P<stat>mean|avg|p(?P<q>\d{1,2}(?:\.\d+)?|100|999)))?$")
 _EXPRESSION = re.compile(r"^\s*(?P<metric>[a-zA-Z][\w.]*)\s*(?P<op><=|>=|<|>)\s*(?P<value>[0-9.eE+-]+)\s*(?P<unit>ms|s|%)?\s*$")
 
@@ -109,7 +111,11 @@ class SLOTarget:
 
 
 def parse_slo(text: str) -> SLOTarget:
-    """An objective from `ttft_p95<0.5`, `itl<50ms`, `throughput>1000`. Raises InvalidArgumentError."""
+    """An objective from `ttft_p95<0.5`, `itl<50ms`, `throughput>1000`.
+
+    Raises InvalidArgumentError: not of this form, no such metric, or a value that no measurement could miss or meet, as a slip of
+    unit or sign makes it (a time of 100 and more needs its unit, a ratio lies within 0 and 1, a rate has no unit).
+    """
     match = _EXPRESSION.match(text)
     if not match:
         raise InvalidArgumentError(f"{text!r} is not an objective; write for example 'ttft_p95<0.5' or 'throughput>1000'", field="slo")
@@ -122,4 +128,22 @@ def parse_slo(text: str) -> SLOTarget:
     if target.histogram is None and target.base_metric not in SLO_RATES:
         known = ", ".join((*SLO_METRICS, *SLO_RATES))
         raise InvalidArgumentError(f"{match['metric']!r} is not a metric that an objective can name; known: {known}", field="slo")
+    if why := _slip(target, match["value"], match["unit"] or ""):
+        raise InvalidArgumentError(f"{text!r} is not an objective: {why}", field="slo")
     return target
+
+
+def _slip(target: SLOTarget, value: str, unit: str) -> str:
+    """Why a well-formed objective cannot be meant; empty where it can."""
+    if target.target_value < 0:
+        return f"{target.metric_name} is never below zero"
+    if target.histogram is not None:
+        if unit == "%":
+            return f"{target.metric_name} is a time; write for example {target.metric_name}<500ms"
+        if not unit and target.target_value >= _BARE_SECONDS_MAX:
+            return f"a time without a unit is in seconds; write {value}ms or {value}s"
+        return ""
+    is_ratio = target.base_metric.endswith("_ratio")
+    if unit in ("ms", "s") or (unit == "%" and not is_ratio):
+        return f"{target.base_metric} is {'a ratio' if is_ratio else 'a number per second'}, not in {unit}"
+    return f"{target.base_metric} lies between 0 and 1; is {value}% meant?" if is_ratio and target.target_value > 1 else ""
