@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 from perf_service.analysis import explain
 from perf_service.analysis import thresholds as t
@@ -52,8 +53,14 @@ _PROGRESS = (
 
 
 def _stands_still(window: Window) -> bool:
-    """No progress of any kind, although the counters are there."""
+    """No progress of any kind, although the counters are there.
+
+    A long prompt is booked when its last chunk is computed; until then each of its steps shows in the KV cache alone.
+    """
     if not any(counter in window.counters for counter in _PROGRESS):
+        return False
+    filled = (window.gauge(Gauge.KV_CACHE_USAGE_RATIO), window.gauge(Gauge.KV_USED_TOKENS))
+    if any(stats is not None and stats.min != stats.max for stats in filled):
         return False
     return not any(window.counters.get(counter, 0.0) > 0 for counter in _PROGRESS) and window.count(Hist.ITERATION_TOKENS) <= 0
 
@@ -77,19 +84,18 @@ def _clients_piling_up(parts: Sequence[Window]) -> float:
 
 def hang(facts: Facts) -> Bottleneck | None:
     """Work is there and no token comes, while the page itself is alive. Looked for at the end of the window."""
-    still, scrapes = 0.0, 1
-    tail_parts: list[Window] = []
-    for part in reversed(facts.series or (facts.window,)):
-        if part.lifetime or not _stands_still(part):
-            break
-        tail_parts.insert(0, part)
-        still += part.duration_seconds or 0.0
-        scrapes += part.scrapes - 1
+    parts = tuple(reversed(facts.series or (facts.window,)))
+    tail_parts = [*takewhile(lambda part: not part.lifetime and _stands_still(part), parts)][::-1]
     if not tail_parts:
         return None
-    piled = 0.0 if all(map(_has_work, tail_parts)) else _clients_piling_up(tail_parts)
-    if piled < t.PILED_UP_CLIENTS.value and not all(map(_has_work, tail_parts)):
+    # Before the work came, it stood still because nobody asked it anything.
+    busy = [*takewhile(_has_work, reversed(tail_parts))][::-1]
+    piled = 0.0 if busy else _clients_piling_up(tail_parts)
+    if not busy and piled < t.PILED_UP_CLIENTS.value:
         return None
+    tail_parts = busy or tail_parts
+    still = sum(part.duration_seconds or 0.0 for part in tail_parts)
+    scrapes = 1 + sum(part.scrapes - 1 for part in tail_parts)
     usual = max(facts.prefill or 0.0, facts.itl or 0.0)
     tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
     if tail is not None and tail.high != float("inf"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Severity, Verdict
-from perf_service.models.metrics import Counter, Gauge, Hist, Histogram
+from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
 from perf_service.models.window import Window
 
 
@@ -111,3 +111,28 @@ def test_a_short_wait_without_times_is_no_queue(window: Callable[..., Window]) -
     gauges = {Gauge.RUNNING_REQUESTS: (1.0, 10.0), Gauge.WAITING_REQUESTS: (0.0, 0.0)}
     analysis = AnalysisEngine().analyze(window(means, gauges, duration=None))
     assert BottleneckType.QUEUE_BUILDUP not in {b.type for b in analysis.bottlenecks}
+
+
+def _silent(running: list[float], kv: list[float]) -> list[Snapshot]:
+    """Scrapes 10 s apart with an API process that lives and not one token."""
+    return [
+        Snapshot(
+            "i",
+            Engine.VLLM,
+            10.0 * n,
+            gauges={Gauge.RUNNING_REQUESTS: busy, Gauge.WAITING_REQUESTS: 0.0, Gauge.KV_CACHE_USAGE_RATIO: used},
+            counters={Counter.GENERATION_TOKENS: 500.0, Counter.PROMPT_TOKENS: 900.0, Counter.PROCESS_CPU_SECONDS: 1.0 + 0.1 * n},
+        )
+        for n, (busy, used) in enumerate(zip(running, kv, strict=True))
+    ]
+
+
+def test_a_long_prompt_that_fills_the_cache_chunk_by_chunk_is_no_hang() -> None:
+    assert AnalysisEngine().analyze(_silent([1.0] * 7, [0.05 * n for n in range(7)])).bottlenecks == ()
+    assert causes(AnalysisEngine().analyze(_silent([1.0] * 7, [0.3] * 7))) == [Cause.ENGINE_HANG]
+
+
+def test_a_hang_that_begins_on_an_idle_engine_is_one() -> None:
+    root = AnalysisEngine().analyze(_silent([0.0] * 3 + [1.0] * 5, [0.0] * 3 + [0.1] * 5)).bottlenecks[0]
+    assert (root.cause, root.verdict) == (Cause.ENGINE_HANG, Verdict.RESTART)
+    assert "no token for 40 s over 5 scrapes" in root.description
