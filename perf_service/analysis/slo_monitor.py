@@ -256,13 +256,17 @@ def _not_measured(target: SLOTarget, message: str) -> SLOStatus:
 
 
 def likely_missed(status: SLOStatus) -> bool:
-    """Missed; or undecided, with the interpolated estimate on the wrong side: no verdict, but worth an explanation."""
+    """Missed; or undecided, with the interpolated estimate on the wrong side: no verdict, but worth an explanation.
+
+    Below the lowest bucket bound there is no estimate (what is told there is the bound itself), so nothing is likely.
+    """
     target = status.target
     if status.state is not SLOState.UNDECIDED:
         return status.state is SLOState.MISSED
     if target.objective_ratio is not None:
-        return (status.attainment_ratio or 0.0) < target.objective_ratio
-    return status.current_value is not None and not target.met_by(status.current_value)
+        return bool(status.attainment_low) and (status.attainment_ratio or 0.0) < target.objective_ratio
+    is_bound = status.low == 0.0 and status.current_value == status.high
+    return status.current_value is not None and not is_bound and not target.met_by(status.current_value)
 
 
 def miss_ratio(status: SLOStatus) -> float:

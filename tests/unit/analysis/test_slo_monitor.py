@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from perf_service.analysis.slo_monitor import evaluate, miss_ratio
+from perf_service.analysis.slo_monitor import evaluate, likely_missed, miss_ratio
 from perf_service.models.analysis import SLOState
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
 from perf_service.models.slo import SLOTarget
@@ -100,3 +100,13 @@ def test_error_and_cache_ratios() -> None:
     assert one(win(counters=counters), "error_ratio", 0.05).current_value == pytest.approx(0.1)
     assert one(win(counters=counters), "prefix_cache_hit_ratio", 0.5, "greater_than").compliant
     assert one(win(), "prefix_cache_hit_ratio", 0.5, "greater_than").state is SLOState.NOT_MEASURED
+
+
+def test_below_the_lowest_bound_nothing_is_likely() -> None:
+    """What is told there is the bucket's bound: an upper limit is no sign of a miss."""
+    window = win(100, 0, 0, 0)
+    for status in (one(window, "ttft_p95", 0.05), one(window, "ttft", 0.05, objective_ratio=0.95)):
+        assert (status.state, likely_missed(status)) == (SLOState.UNDECIDED, False)
+    higher = win(10, 90, 0, 0)
+    for status in (one(higher, "ttft_p95", 0.3), one(higher, "ttft", 0.3, objective_ratio=0.95)):
+        assert (status.state, likely_missed(status)) == (SLOState.UNDECIDED, True)
