@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -181,12 +182,17 @@ class OptimizationEngine:
         return replace(candidate, effects=effects, expected_losers=tuple(dict.fromkeys(losers)), risks=risks)
 
     def _adjusted(self, candidate: Optimization, at: Situation, seen: _Forecasts) -> Optimization:
-        """A raised batch limit, taken back as far as an ITL objective of the operator demands (the prediction's own value counts)."""
+        """A raised limit or token budget, taken back as far as an ITL objective of the operator demands.
+
+        The prediction's own value counts. A budget that is not told is left as proposed: nothing says where a smaller raise ends.
+        """
         wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
-        change = next((c for c in candidate.config_changes if c.parameter == at.knobs.sequences), None)
-        if not wished or change is None or candidate.cause is not Cause.BATCH_LIMIT or not seen.windows:
+        knob = {Cause.BATCH_LIMIT: at.knobs.sequences, Cause.TOKEN_BUDGET_TOO_SMALL: at.knobs.token_budget}.get(candidate.cause)
+        change = next((c for c in candidate.config_changes if c.parameter == knob), None)
+        if not wished or change is None or not seen.windows:
             return candidate
-        present, target = at.config.number(change.parameter) or at.running_max or 1.0, change.recommended_value
+        seen_at_most = at.running_max or 1.0 if candidate.cause is Cause.BATCH_LIMIT else math.inf
+        present, target = at.config.number(change.parameter) or seen_at_most, change.recommended_value
         of_the_raise: tuple[str, ...] = ()  # what the whole raise would miss; the smaller one misses less
         while isinstance(target, int) and target > present:
             tried = replace(change, recommended_value=target)
@@ -242,6 +248,8 @@ class OptimizationEngine:
         effects: tuple[PredictedEffect, ...] = ()
         if seen.windows:
             baseline, prediction, effects = seen.of(changes)
+            if sum(not o.needs_quality_gate for o in chosen) > 1:
+                chosen = _with_joint_risks(chosen, missed_by(prediction, at.slo_targets), at)
         proposed = at.config.with_changes(changes)
         return Plan(
             engine=at.engine,
@@ -262,7 +270,7 @@ class OptimizationEngine:
             hardware=at.hardware,
             analysis_id=analysis.analysis_id,
             plan_hash=plan_hash(at.engine, at.version, changes),
-            summary=_summary(chosen, changes, advice, at),
+            summary=_summary(chosen, changes, advice, at, analysis.verdict),
         )
 
 
@@ -280,6 +288,14 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
         Verdict.NOT_ENOUGH_EVIDENCE: "Collect more data",
     }.get(bottleneck.verdict, "No flag")  # fmt: skip
     return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
+
+
+def _with_joint_risks(chosen: Sequence[Optimization], missed: tuple[str, ...], at: Situation) -> tuple[Optimization, ...]:
+    """What is missed with all changes together, in place of what each would miss alone: none of them is rolled out alone."""
+    alone = tuple(f"{target} is predicted to be missed" for target in at.slo_targets)
+    return tuple(
+        o if o.needs_quality_gate else replace(o, risks=(*(r for r in o.risks if not r.startswith(alone)), *missed)) for o in chosen
+    )
 
 
 def _not_worth_it(candidate: Optimization) -> Optimization:
@@ -318,12 +334,18 @@ def _in_words(change: ConfigChange) -> str:
     return f"{change.parameter} {present} -> {change.recommended_value}"
 
 
-def _summary(chosen: Sequence[Optimization], changes: Sequence[ConfigChange], advice: Sequence[Optimization], at: Situation) -> str:
+def _summary(
+    chosen: Sequence[Optimization], changes: Sequence[ConfigChange], advice: Sequence[Optimization], at: Situation, verdict: Verdict
+) -> str:
     if changes:
         what = ", ".join(_in_words(c) for c in changes)
         return f"{what}. Boot check: no conflict known for {at.engine.value}{' ' + at.version if at.version else ''}."
     if chosen:
         return f"{chosen[0].title}: not rolled out by itself, it needs a quality test."
+    if advice and verdict is Verdict.WAIT:
+        return "No configuration change yet: look again when the load has settled."
+    if advice and verdict is Verdict.NOTHING_TO_DO:
+        return "No configuration change: nothing has to be done."
     if advice:
         return f"No configuration change; {advice[0].title[0].lower()}{advice[0].title[1:]}."
     return NOTHING + "."

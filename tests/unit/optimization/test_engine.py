@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from perf_service.analysis.engine import AnalysisEngine
-from perf_service.models.analysis import Analysis, BottleneckType, Cause
+from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.fleet import Hardware
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel
@@ -180,3 +180,49 @@ def test_what_is_predicted_to_harm_is_dropped_and_said() -> None:
 def test_an_objective_that_is_predicted_to_be_missed_is_a_risk() -> None:
     plan = OptimizationEngine(Says(watermark=1.5)).generate_plan(without_cap(exhausted()), slo_targets=[SLOTarget("itl", 0.05)])
     assert any("itl < 0.05 is predicted to be missed" in risk for risk in plan.optimizations[0].risks)
+
+
+class Slower(Says):
+    """A forecaster whose ITL is a millisecond for each four tokens of the budget, and grows with the number of changes."""
+
+    def predict(self, *args: Any, **more: Any) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+        before, after, effects = super().predict(*args, **more)
+        made: tuple[ConfigChange, ...] = tuple(args[2])
+        budget = next((c.recommended_value for c in made if c.parameter == "max_num_batched_tokens"), None)
+        itl = budget / 4000 if isinstance(budget, int) else 0.1 * len(made)
+        return before, replace(after, itl_seconds=LatencyEstimate(Estimate(itl, itl, itl))), effects
+
+
+def test_a_raised_token_budget_stops_where_an_itl_objective_would_be_missed() -> None:
+    cause = finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL)
+    analysis = Analysis("i", Engine.VLLM, bottlenecks=(cause,), window=overall("d_prefill_bad_r2"), engine_version="0.32.0")
+    predictor = Slower(max_num_batched_tokens=1.5)
+
+    def proposed(*objectives: SLOTarget) -> object:
+        plan = OptimizationEngine(predictor).generate_plan(analysis, {"max_num_batched_tokens": 64}, slo_targets=objectives)
+        return plan.changes[0].recommended_value
+
+    assert proposed() == 2048
+    assert proposed(SLOTarget("itl", 0.15)) == 512
+
+
+def test_what_all_changes_together_miss_is_told_and_not_what_each_would_alone() -> None:
+    predictor = Slower(gpu_memory_utilization=1.2, watermark=1.5)
+    plan = OptimizationEngine(predictor).generate_plan(without_cap(exhausted()), slo_targets=[SLOTarget("itl", 0.05)])
+    together = [o for o in plan.optimizations if not o.needs_quality_gate]
+    assert len(together) > 1
+    assert {r for o in together for r in o.risks if "missed" in r} == {
+        f"itl < 0.05 is predicted to be missed ({0.1 * len(plan.changes):.3g})"
+    }
+
+
+def test_advice_for_nobody_is_no_change_to_make() -> None:
+    analysis = bare(BottleneckType.HIGH_LATENCY)
+    found = tuple(replace(b, cause=Cause.CLIENT_ABORTS) for b in analysis.bottlenecks)
+    summaries = {
+        verdict: OptimizationEngine().generate_plan(replace(analysis, bottlenecks=found, verdict=verdict)).summary
+        for verdict in (Verdict.LOOK_AT_CLIENT, Verdict.NOTHING_TO_DO, Verdict.WAIT)
+    }
+    assert "nothing has to be done" in summaries[Verdict.NOTHING_TO_DO]
+    assert "look again" in summaries[Verdict.WAIT]
+    assert len(set(summaries.values())) == 3
