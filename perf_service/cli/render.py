@@ -49,6 +49,11 @@ def change_text(change: ConfigChange) -> str:
     return f"{change.parameter}: {before} -> {after} ({change.apply_mode})"
 
 
+_MISSED = "is predicted to be missed"  # a risk that comes before what every change costs
+_OTHER_FLAGS = "# plus all other flags it runs with: pages do not tell them"
+"""A comment, and short enough for one line of 80 columns, so that it does no harm where the command is pasted with it."""
+
+
 def plan_view(plan: Plan) -> list[Row]:
     """The changes as diff and command line, their predicted effect, risks, and advice that is no config change."""
     rows: list[Row] = []
@@ -59,17 +64,20 @@ def plan_view(plan: Plan) -> list[Row]:
         if plan.diff:
             rows.append(("DIFF", _diff(plan.diff)))
         if plan.command_line:
-            rows.append(("COMMAND", _command(plan.command_line)))
+            rows.append(("COMMAND", f"{_command(plan.command_line)}\n{_OTHER_FLAGS}"))
         rows.append(("EFFECT", effects_table(plan.effects) if plan.effects else _why_not(plan.prediction)))
-        risks = dict.fromkeys(risk for o in plan.optimizations for risk in o.risks)
-        costs = dict.fromkeys(o.restart_cost for o in plan.optimizations if o.restart_cost)
-        needs = dict.fromkeys(need for o in plan.optimizations for need in o.prerequisites)
-        back = dict.fromkeys(o.rollback for o in plan.optimizations if o.rollback)
-        for label, texts in (("NEEDS", needs), ("RISKS", {**costs, **risks}), ("BACK", back)):
+        # What needs a quality test first is no part of the changes; neither are its risks.
+        applied = [o for o in plan.optimizations if not o.needs_quality_gate]
+        costs = dict.fromkeys(o.restart_cost for o in applied if o.restart_cost)
+        risks = sorted({**costs, **dict.fromkeys(risk for o in applied for risk in o.risks)}, key=lambda text: _MISSED not in text)
+        needs = dict.fromkeys(need for o in applied for need in o.prerequisites)
+        back = dict.fromkeys(o.rollback for o in applied if o.rollback)
+        for label, texts in (("NEEDS", needs), ("RISKS", risks), ("BACK", back)):
             if texts:
                 rows.append((label, bullets(texts)))
-    if plan.advice:
-        rows.append(("ADVICE", bullets(f"{o.title}: {o.description}" for o in plan.advice)))
+    gated = () if plan.empty else tuple(o for o in plan.optimizations if o.needs_quality_gate)
+    if plan.advice or gated:
+        rows.append(("ADVICE", bullets(f"{o.title}: {o.description}" for o in (*plan.advice, *gated))))
     return rows
 
 

@@ -45,7 +45,7 @@ def quantile(value: Quantile | None) -> str:
     """A histogram quantile in seconds, honest at both ends of the buckets."""
     if value is None:
         return MISSING
-    sign = {QuantileKind.AT_MOST: "<= ", QuantileKind.AT_LEAST: ">= "}.get(value.kind, "")
+    sign = {QuantileKind.AT_MOST: "<= ", QuantileKind.AT_LEAST: ">= "}.get(value.kind, "~ ")
     return sign + seconds(value.value)
 
 

@@ -46,6 +46,10 @@ def test_a_quantile_beyond_the_buckets_is_not_made_up() -> None:
     assert text.quantile(None) == "-"
 
 
+def test_a_quantile_inside_a_bucket_is_marked_as_interpolated() -> None:
+    assert text.quantile(Quantile(0.95, 4.8, 2.5, 5.0, QuantileKind.INTERPOLATED, 130)) == "~ 4.80 s"
+
+
 def test_ratio() -> None:
     assert text.ratio(1.0) == "as before"
     assert text.ratio(0.12) == "x 0.120"
