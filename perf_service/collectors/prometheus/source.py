@@ -93,7 +93,7 @@ class PrometheusScrape:
             InvalidArgumentError: for matchers that are none.
         """
         source = _source_of(instance)
-        group, value = self._group(instance, source)
+        group, value = self._group(instance, source, now)
         group.members[value] = (now, instance.scrape_interval_seconds)
         reading = await self._reading(group, value, now, instance.scrape_interval_seconds * _FRESH_RATIO)
         if reading.error is not None:
@@ -144,7 +144,7 @@ class PrometheusScrape:
 
     # --- many engines at a time ---
 
-    def _group(self, instance: Instance, source: PrometheusSource) -> tuple[_Group, str]:
+    def _group(self, instance: Instance, source: PrometheusSource, now: float) -> tuple[_Group, str]:
         matchers = parse_matchers(source.match)
         exact = [matcher for matcher in matchers if matcher.operator == "="]
         chosen = next((m for name in ("instance", "pod") for m in exact if m.name == name), exact[-1] if exact else None)
@@ -153,8 +153,16 @@ class PrometheusScrape:
         key = (source.url, source.bearer_token, tuple(sorted(source.headers.items())), instance.engine, common, label)
         group = self._groups.get(key)
         if group is None:
+            self._forget_groups(now)
             group = self._groups[key] = _Group(source, instance.engine, common, label, most=self._engines_per_query)
         return group, value
+
+    def _forget_groups(self, now: float) -> None:
+        """Those that nobody asks for any more, with their tokens: of instances that are gone, or from before a token was renewed."""
+        for key, group in list(self._groups.items()):
+            is_asked_for = any(now - asked <= _ALIVE_INTERVALS * every for asked, every in group.members.values())
+            if not is_asked_for and (group.task is None or group.task.done()):
+                del self._groups[key]
 
     async def _reading(self, group: _Group, value: str, now: float, oldest: float) -> _Reading:
         """What a query said of this member at most `oldest` seconds ago, or says now."""

@@ -104,6 +104,15 @@ async def test_groups_do_not_mix_secrets_or_matchers() -> None:
     assert [("|" in expression.split("instance=")[1]) for expression in prometheus.asked] == [False] * len(prometheus.asked)
 
 
+async def test_a_token_that_was_renewed_is_not_kept() -> None:
+    prometheus = FakePrometheus(1)
+    scrape = PrometheusScrape(prometheus)
+    for token, later in (("old", 0.0), ("new", 600.0)):
+        prometheus.now = 1000.0 + later
+        await scrape.snapshot(instances(prometheus, bearer_token=token)[0], prometheus.now)
+    assert [group.source.bearer_token for group in scrape._groups.values()] == ["new"]
+
+
 async def test_the_present_is_the_newest_complete_scrape_that_worked() -> None:
     prometheus = FakePrometheus(3)
     prometheus.late.add(prometheus.names[0])
