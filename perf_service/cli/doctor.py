@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -103,6 +104,7 @@ def doctor(
         snapshots = asyncio.run(_scrape_twice(saved, told_engine, current, interval or DEFAULT_INTERVAL_SECONDS))
     else:
         snapshots = snapshots_of(saved, told_engine, current)
+        check_order(snapshots)
     with working("diagnosing"):
         diagnosis = diagnose(snapshots, objectives, current, changes)
     if output is Output.JSON:
@@ -155,6 +157,27 @@ def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: Engi
     for snapshot in told or snapshots:
         require_engine(snapshot)
     return told
+
+
+def check_order(snapshots: Sequence[Snapshot]) -> None:
+    """Raise InvalidArgumentError where the pages were given newest first.
+
+    One process' counters never fall. Taken for restarts, all pages but one would be left out. Counters that fall and rise again are
+    those of several processes behind one address, which the analysis tells.
+    """
+    from perf_service.collectors.window import START_TIME_TOLERANCE_SECONDS, is_reset
+
+    def is_older(page: Snapshot, than: Snapshot) -> bool:
+        was, now = than.process_start_time, page.process_start_time
+        same_process = was is not None and now is not None and abs(now - was) <= START_TIME_TOLERANCE_SECONDS
+        return same_process and is_reset(than, page) and not is_reset(page, than)
+
+    if len(snapshots) > 1 and all(is_older(after, before) for before, after in pairwise(snapshots)):
+        first, second = snapshots[:2]
+        raise InvalidArgumentError(
+            f"{second.endpoint} is older than {first.endpoint}: of the same process, with lower counters; give the oldest page first",
+            field="PAGE",
+        )
 
 
 async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, interval: float) -> list[Snapshot]:

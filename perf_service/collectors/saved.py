@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[S
     """The pages of a file or a directory.
 
     A directory is read by its index `scrapes.jsonl` (lines `{"file": NAME, "t_unix": SECONDS}`; no file: a scrape that failed; no
-    time: unknown), in the order of time where every page has one; without an index by file name. Files that the index names and that
-    are gone are passed over.
+    time: unknown), in the order of time where every page has one; without an index by file name, `page2` before `page10`. Files that
+    the index names and that are gone are passed over.
 
     Raises:
         CollectError: BODY_NOT_METRICS for a broken index and for files that are no page; BODY_EMPTY for a directory without
@@ -50,11 +51,16 @@ def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[S
     if index.is_file():
         files = _read_index(index)
     else:
-        files = [(file, None) for file in sorted(path.iterdir()) if file.name.endswith(_SUFFIXES) and file.is_file()]
+        files = [(file, None) for file in sorted(path.iterdir(), key=_natural) if file.name.endswith(_SUFFIXES) and file.is_file()]
     if not files:
         wanted = ", ".join(_SUFFIXES)
         raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: looked for {INDEX_NAME} and for files ending in {wanted}")
     return [SavedPage(str(file), read_page(file, max_bytes=max_bytes), at) for file, at in files]
+
+
+def _natural(path: Path) -> list[str | int]:
+    """A key that orders names with numbers in them by the numbers; text and numbers take turns, so that like meets like."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def read_page(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> bytes:

@@ -66,7 +66,9 @@ class KnobCatalogue:
             return found
         near = difflib.get_close_matches(key, [*self._entries.get(engine, {}), *self._aliases.get(engine, {})], n=3, cutoff=0.5)
         near = list(dict.fromkeys(self.resolve(engine, n) for n in near))
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; list the known ones with ListKnobs"
+        hint = (
+            f"; did you mean {' or '.join(near)}?" if near else f"; ListKnobs (perf-service plan knobs {engine.value}) has the known ones"
+        )
         what = "is reported by the engine but is no flag" if key in self._facts.get(engine, ()) else "is not a knob"
         raise InvalidArgumentError(
             f"{name!r} {what} of {engine.value}{hint}",

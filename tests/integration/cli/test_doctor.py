@@ -173,6 +173,8 @@ def test_a_page_of_another_engine_among_the_pages_is_refused(doctor: Doctor) -> 
         ([], "PAGE"),
         (["http://127.0.0.1:1", str(BAD)], "one URL"),
         (["ftp://127.0.0.1/x"], "ftp"),
+        ([BAD / "017.prom.gz", BAD / "000.prom.gz"], "give the oldest page first"),
+        ([BAD / "017.prom.gz", BAD / "007.prom.gz", BAD / "000.prom.gz", "--interval", "30"], "give the oldest page first"),
     ],
 )
 def test_bad_usage_is_told_in_one_line(doctor: Doctor, arguments: list[str | Path], words: str) -> None:

@@ -99,6 +99,12 @@ def test_a_directory_without_index_goes_by_name_and_knows_no_time(tmp_path: Path
     assert {p.collected_at for p in pages} == {None}
 
 
+def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
+    for name in ("page10.prom", "page9.prom", "1.prom", "page9b.prom"):
+        write(tmp_path, name)
+    assert [Path(p.name).name for p in read_saved(tmp_path)] == ["1.prom", "page9.prom", "page9b.prom", "page10.prom"]
+
+
 def test_what_has_no_page_or_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CollectError, match="cannot read"):
         read_saved(tmp_path / "missing")
