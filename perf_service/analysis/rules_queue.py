@@ -81,7 +81,11 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
         Candidate(Cause.WAITING_NOT_CAPACITY, deferred, deferred_evidence(facts), Verdict.LOOK_AT_CLIENT),
     ]
     if facts.engine is Engine.SGLANG:
-        found.append(_under_admission(facts, open_share))
+        timid = _under_admission(facts, open_share)
+        if _boldest(facts):  # reservations bind although they can't be made smaller: what is short is the pool
+            found[0] = replace(found[0], weight=max(found[0].weight, timid.weight), evidence=(*found[0].evidence, *timid.evidence))
+        else:
+            found.append(timid)
     if facts.engine is Engine.TGI:
         reserved = _reservation(facts, open_share)
         if facts.sequence_limit is None:
@@ -98,15 +102,22 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
         return Candidate(Cause.UNDER_ADMISSION, 0.1 * open_share)
     reserved = (1.0 - ramp(usage, 0.7, t.SGLANG_USAGE_LOW.value)) * (1.0 - ramp(peak, t.SGLANG_USAGE_LOW.value, 0.97))
     reserved *= _could_be_reserved(facts, usage)
-    told = facts.config.number("schedule_conservativeness")
-    if told is not None and told <= 0.3:
-        reserved *= 0.1  # as far down as the vendor advises already
     told_elsewhere = facts.sequence_limit is not None and facts.running_top < 0.9 * facts.sequence_limit
     wandering = 1.0 if told_elsewhere else 1.0 - (facts.pinning.tightness if facts.pinning else 0.5)
     text = f"KV token usage is {usage:.0%} with {facts.waiting_mean:.1f} requests queued."
     evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
     settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"
     return Candidate(Cause.UNDER_ADMISSION, 0.9 * reserved * wandering * open_share, evidence, Verdict.TUNE, settle)
+
+
+def _boldest(facts: Facts) -> bool:
+    """Whether schedule_conservativeness is as far down as the vendor advises already: as told, or by the ratio of new tokens that
+    is reserved, which never falls below a fixed share of it."""
+    told = facts.config.number("schedule_conservativeness")
+    if told is not None:
+        return told <= t.SGLANG_BOLDEST.value
+    ratio = facts.window.gauge(Gauge.NEW_TOKEN_RATIO)
+    return ratio is not None and 0 < ratio.max < t.SGLANG_BOLDEST.value * t.SGLANG_LEAST_RATIO.value
 
 
 def _could_be_reserved(facts: Facts, usage: float) -> float:

@@ -66,7 +66,8 @@ def _kv_exhausted(facts: Facts) -> str:
         word = "retraction" if facts.engine is Engine.SGLANG else "preemption"
         told.append(f"{count_of(facts.preemptions, word)} in {count_of(facts.finished, 'finished request')}")
     detail = f" ({', '.join(told)})" if told else ""
-    return _and(f"the KV cache is full{detail}", _wait(facts))
+    is_full = facts.kv_peak is None or facts.kv_peak >= t.KV_FREE_MAX.value or facts.preemptions
+    return _and(f"the KV cache {'is full' if is_full else 'has no room for one more request'}{detail}", _wait(facts))
 
 
 def _small_budget(facts: Facts) -> str:

@@ -45,6 +45,10 @@ RETRACTIONS_PER_SECOND: Final = Threshold(1 / 60, "1/s", "SGLang hyperparameter 
 SGLANG_CLIP_NEW_TOKENS: Final = Threshold(
     4096.0, "tokens", "most that SGLang reserves for the answer of one request (schedule_policy.py, CLIP_MAX_NEW_TOKENS)"
 )
+SGLANG_BOLDEST: Final = Threshold(0.3, "ratio", "SGLang hyperparameter guide: schedule_conservativeness down to 0.3")
+SGLANG_LEAST_RATIO: Final = Threshold(
+    0.098, "ratio", "SGLang: reserved new-token ratio starts at 0.7 x schedule_conservativeness and decays to 0.14 of that"
+)
 SGLANG_USAGE_LOW: Final = Threshold(0.9, "ratio", "SGLang hyperparameter guide: token usage < 0.9 with a queue is timid admission")
 
 PREFILL_SATURATED: Final = Threshold(

@@ -10,6 +10,7 @@ import pytest
 from perf_service.analysis import rules_length
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, Cause
+from perf_service.models.config import EngineConfig, Source
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
@@ -79,6 +80,10 @@ def test_reservations_that_cannot_fill_the_pool_hold_nobody_back(window: Make) -
         made = window(means, gauges, engine=Engine.SGLANG)
         found = AnalysisEngine().analyze(made).cause_confidences
         assert (found.get(Cause.UNDER_ADMISSION, 0.0) > 0.4) is likely
+        boldest = EngineConfig.of({"schedule_conservativeness": 0.3}, Source.LAUNCH_ARGS)
+        found = AnalysisEngine().analyze(made, config=boldest).cause_confidences
+        assert Cause.UNDER_ADMISSION not in found
+        assert (found.get(Cause.KV_EXHAUSTED, 0.0) > 0.4) is likely  # they can't be made smaller: the pool is
 
 
 def test_the_missed_objective_leads_by_ratio_and_not_by_seconds(window: Make) -> None:
