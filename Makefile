@@ -34,7 +34,7 @@ demo: $(STAMP) ## see a fleet with a planted bottleneck measured, diagnosed, cha
 
 test: $(STAMP) ## every test, with the coverage gates
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(REAL_TIME)) -n auto --dist loadfile --cov --cov-report= --durations=5 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(REAL_TIME)) -n auto --dist loadfile --cov --cov-fail-under=0 --cov-report= --durations=5 $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(REAL_TIME) --cov --cov-append --cov-report=json:.coverage.json --cov-report= --durations=5 $(PYTEST_ARGS)
 	@$(BIN)/python scripts/coverage_gates.py .coverage.json
 
