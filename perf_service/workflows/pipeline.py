@@ -17,7 +17,7 @@ from perf_service.models.analysis import Analysis
 from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, NotFoundError
 from perf_service.models.fleet import DEFAULT_PORTS, Instance
-from perf_service.models.metrics import DataIssue, Engine, Hist, Snapshot
+from perf_service.models.metrics import DataIssue, Engine, Hist, IssueCode, IssueLevel, Snapshot
 from perf_service.models.plan import Plan, PredictedEffect, Prediction
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
@@ -29,9 +29,16 @@ from perf_service.workflows.budgets import Budgets
 
 ANALYZED_SECONDS = 300.0
 """Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
+_SILENT_INTERVALS = 3.0
+_SILENT_SECONDS = 30.0
+"""An instance is silent after three intervals without a page (as a gap within a window), and not within half a minute."""
 _PAGES_READ = 1000
 _PAGES_SAMPLED = 240
 """Of a range with more than `_PAGES_READ` scrapes: a page each six minutes of a day, each three hours of a month."""
+LOOK_PAGES = 1200
+"""Pages that one look at a fleet reads, as long as each replica has `LOOK_PAGES_A_REPLICA`: every one of 20 replicas scraped each 5 s."""
+LOOK_PAGES_A_REPLICA = 12
+"""One each 25 s of `ANALYZED_SECONDS`, of more than 100 replicas. Counters lose nothing by it, and gauges of so many replicas are many."""
 PLAN_LIFETIME_SECONDS = 86_400.0
 """A plan stands on what was measured; after a day the workload is another."""
 _BACKFILL_BATCH = 100
@@ -211,7 +218,9 @@ class Pipeline:
         if end is None and start is None and not any([await self.store.latest_snapshot(i.instance_id) for i in instances]):
             await self._collect_now(instances)
             until = self._clock()
-        return await self.analyze_range(instances, fleet_id=fleet_id, start=since, end=until, slo_targets=targets, budgets_age_seconds=0.0)
+        return await self.analyze_range(
+            instances, fleet_id=fleet_id, start=since, end=until, slo_targets=targets, budgets_age_seconds=0.0, present=end is None
+        )
 
     async def analyze_range(
         self,
@@ -223,12 +232,18 @@ class Pipeline:
         slo_targets: Sequence[SLOTarget],
         keep: bool = True,
         budgets_age_seconds: float | None = None,
+        present: bool = False,
+        bounded: bool = False,
     ) -> Analysis:
         """Analyze what is stored of these instances between two times; `keep` stores the result. Raises NOT_ENOUGH_DATA.
 
         `budgets_age_seconds`: add error budgets up to `end`, at most so old. None: without them.
+        `present`: `end` is now, so that an instance without a fresh page is told in the data quality: it may be gone.
+        `bounded`: of a fleet read at most `LOOK_PAGES` pages, or `LOOK_PAGES_A_REPLICA` of each replica where that is more; for who looks
+        every few seconds.
         """
-        series = await self.series(instances, start, end)
+        most = max(LOOK_PAGES_A_REPLICA, LOOK_PAGES // len(instances)) if bounded and len(instances) > 1 else None
+        series = await self.series(instances, start, end, most=most)
         if not any(series.values()):
             for instance in instances:
                 latest = await self.store.latest_snapshot(instance.instance_id)
@@ -244,6 +259,8 @@ class Pipeline:
             )
         analysis = await asyncio.to_thread(self._analyze, pages, instances[0], tuple(slo_targets), fleet_id)
         analysis = replace(analysis, fleet_id=fleet_id, created_at=self._clock(), analysis_id=self._new_id("an") if keep else "")
+        if present:
+            analysis = replace(analysis, quality=analysis.quality.plus(*_silent(instances, pages, end)))
         if budgets_age_seconds is not None:
             ids = [i.instance_id for i in instances]
             statuses = await self._budgets.added(analysis.slo_statuses, ids, end, max_age_seconds=budgets_age_seconds)
@@ -355,14 +372,18 @@ class Pipeline:
             )
         return tuple(sorted(found, key=lambda i: i.instance_id))
 
-    async def series(self, instances: Sequence[Instance], start: float, end: float) -> dict[str, Sequence[Snapshot]]:
-        """Stored snapshots of each instance between two times, oldest first; of a long range some, evenly spaced.
+    async def series(
+        self, instances: Sequence[Instance], start: float, end: float, *, most: int | None = None
+    ) -> dict[str, Sequence[Snapshot]]:
+        """Stored snapshots of each instance between two times, oldest first; of a long range, or of more than `most`, some, evenly spaced.
 
         Counters lose nothing by that, and gauges are samples anyway.
         """
-        return {i.instance_id: await self._pages(i, start, end) for i in instances}
+        return {i.instance_id: await self._pages(i, start, end, most) for i in instances}
 
-    async def _pages(self, instance: Instance, start: float, end: float) -> Sequence[Snapshot]:
+    async def _pages(self, instance: Instance, start: float, end: float, most: int | None = None) -> Sequence[Snapshot]:
+        if most is not None:
+            return await self.store.snapshots_spread(instance.instance_id, start, end, most=most)
         if end - start <= _PAGES_READ * instance.scrape_interval_seconds:
             return await self.store.snapshots_between(instance.instance_id, start, end, limit=_PAGES_READ)
         step = (end - start) / _PAGES_SAMPLED
@@ -405,6 +426,24 @@ class Pipeline:
             return ()  # deleted since
         parts = await asyncio.to_thread(lambda: [windows_of(pages) for pages in series.values()])
         return max(parts, key=lambda windows: sum(w.count(Hist.E2E_SECONDS) for w in windows), default=())
+
+
+def _silent(instances: Sequence[Instance], pages: Mapping[str, Sequence[Snapshot]], now: float) -> list[DataIssue]:
+    """Of each instance that is scraped and has no page of its last few intervals: since when. A dead engine leaves only its past."""
+    found: list[DataIssue] = []
+    for instance in instances:
+        if not (instance.endpoint or instance.prometheus):
+            continue  # its pages are imported when somebody has one
+        name = instance.instance_id
+        last = max((page.collected_at or 0.0 for page in pages.get(name, ())), default=None)
+        if last is None:
+            said = "nothing could be collected in this range, so it is left out here"
+        elif now - last > max(_SILENT_INTERVALS * instance.scrape_interval_seconds, _SILENT_SECONDS):
+            said = f"its newest page is {now - last:.0f} s old, and what is told of it is of then"
+        else:
+            continue
+        found.append(DataIssue(IssueCode.GAP, IssueLevel.WARNING, f"{name}: {said}. It may be down: perf-service collect {name}"))
+    return found
 
 
 def _nothing_ended(window: Window) -> bool:

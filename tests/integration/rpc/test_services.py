@@ -58,6 +58,23 @@ async def test_fleets_and_instances_live_their_life(remote: Remote) -> None:
     assert not (await remote.fleets.ListFleets(fleet_service_pb2.ListFleetsRequest())).fleets
 
 
+async def test_replicas_that_fell_silent_are_told_beside_the_cause_of_before(remote: Remote) -> None:
+    names = await remote.fleet(replicas=3)
+    now = time.time()
+    await remote.import_capture(names[0], "b_queue_bad_r2", end=now - 1)
+    await remote.import_capture(names[1], "b_queue_bad_r2", end=now - 120)
+    analysis = (await remote.analyze.Analyze(analyze_service_pb2.AnalyzeRequest(fleet_id="f"))).analysis
+    said = [issue.message for issue in analysis.quality.issues if "may be down" in issue.message]
+    assert [message.split(":")[0] for message in said] == names[1:]
+    assert "newest page is 12" in said[0]
+    assert "left out" in said[1]
+
+    past = analyze_service_pb2.AnalyzeRequest(fleet_id="f")
+    past.range.start.FromSeconds(int(now) - 400)
+    past.range.end.FromSeconds(int(now) - 60)
+    assert not [i for i in (await remote.analyze.Analyze(past)).analysis.quality.issues if "may be down" in i.message]
+
+
 async def test_pages_become_a_diagnosis_a_plan_and_a_prediction(remote: Remote) -> None:
     names = await remote.fleet(replicas=1)
     now = time.time()
