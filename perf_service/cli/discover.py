@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,11 +26,12 @@ from perf_service.cli.remote import (
     server_address,
     server_token,
 )
-from perf_service.models.errors import ErrorReason, PerfServiceError
+from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
+    from perf_service.collectors.prometheus.mapping import TargetHistory
     from perf_service.models.fleet import PrometheusSource
     from perf_service.models.metrics import Engine
 
@@ -36,6 +39,7 @@ __all__ = ["discover"]
 
 _NO_ID = re.compile(r"[^A-Za-z0-9._:-]+|^[^A-Za-z0-9]+|[^A-Za-z0-9]+$")
 _LONGEST_ID = 128
+_TAKEN = "not registered"
 
 
 @instances.command("discover")
@@ -59,13 +63,13 @@ def discover(
     source = source_of(prometheus, match, header, token_file)
     with working(f"asking {prometheus}"):
         found = asyncio.run(_find(source, parse_engine(engine)))
-    rows = [{"instance_id": name, "engine": kind.value, "match": told.match} for name, kind, told in found]
+    rows = [{"instance_id": one.instance_id, "engine": one.engine.value, "match": one.source.match} for one in found]
     if register:
         from perf_service.cli.client import connect
 
         with working("registering"), connect(server_address(server), timeout_seconds=timeout, token=server_token()) as remote:
-            for row, (name, kind, told) in zip(rows, found, strict=True):
-                row["status"] = _register(remote, name, kind, told, fleet, scrape_interval)
+            for row, (name, status) in zip(rows, _register(remote, found, fleet, scrape_interval), strict=True):
+                row |= {"instance_id": name, "status": status}
     if output is Output.JSON:
         from perf_service.cli.jsonable import dumps
 
@@ -75,10 +79,28 @@ def discover(
 
         columns = ("instance_id", "engine", "match", "status") if register else ("instance_id", "engine", "match")
         out().print(listing(columns, ([str(row[column]) for column in columns] for row in rows)))
+    taken = [row["instance_id"] for row in rows if row.get("status") == _TAKEN]
+    if taken:
+        raise ConflictError(
+            ErrorReason.INSTANCE_ALREADY_EXISTS,
+            f"not registered: {', '.join(taken)}: under this id the server has an instance with another endpoint, Prometheus or --match "
+            "(see: instances get); correct it with instances update, deregister it, or register this engine by hand under another id",
+            {"instance_ids": ",".join(taken)},
+        )
 
 
-async def _find(source: PrometheusSource, engine: Engine | None) -> list[tuple[str, Engine, PrometheusSource]]:
-    """An id, the engine and the source of each. Raises CollectError, SERIES_NOT_FOUND where there is none."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An engine that the Prometheus scrapes, and what the server is told of it."""
+
+    instance_id: str
+    engine: Engine
+    source: PrometheusSource
+    target: TargetHistory
+
+
+async def _find(source: PrometheusSource, engine: Engine | None) -> list[_Found]:
+    """What there is at present. Raises CollectError, SERIES_NOT_FOUND where there is none."""
     from perf_service.collectors.prometheus.client import PrometheusClient
     from perf_service.collectors.prometheus.history import engines_now, nothing_found, told_apart
     from perf_service.collectors.prometheus.matchers import parse_matchers
@@ -87,33 +109,95 @@ async def _find(source: PrometheusSource, engine: Engine | None) -> list[tuple[s
         found = await engines_now(client, source, engine)
         if not found:
             raise await nothing_found(client, source, "at present", engine)
-    own = told_apart([target for _, target in found])
+    targets = [target for _, target in found]
     given = parse_matchers(source.match)
-    names: dict[str, int] = {}
+    return [
+        _Found(name, kind, replace(source, match=",".join(map(str, dict.fromkeys((*given, *matchers))))), target)
+        for name, (kind, target), matchers in zip(ids_of(targets), found, told_apart(targets), strict=True)
+    ]
+
+
+def ids_of(targets: Sequence[TargetHistory]) -> list[str]:
+    """An id for each: the pod's name, else the address; where several have the same, with the labels that tell them apart.
+
+    Never a number: an engine that comes later would shift it.
+    """
+    from perf_service.collectors.prometheus.history import told_apart
+
+    names = [target.labels.get("pod") or target.labels.get("instance") or target.labels.get("job") or "engine" for target in targets]
+    found = [_id_text(name) for name in names]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = [index for index, other in enumerate(names) if other == name]
+            for index, matchers in zip(same, told_apart([targets[index] for index in same]), strict=True):
+                found[index] = _id_text("-".join([name, *(matcher.value for matcher in matchers if matcher.value)]))
+    counts = Counter(found)
+    return [
+        text if text and counts[text] == 1 and len(text) <= _LONGEST_ID else f"{text[: _LONGEST_ID - 9] or 'engine'}-{_digest(target)}"
+        for text, target in zip(found, targets, strict=True)
+    ]
+
+
+def _id_text(text: str) -> str:
+    return _NO_ID.sub("-", text).strip("-._:")
+
+
+def _digest(target: TargetHistory) -> str:
+    return hashlib.sha256(target.name.encode()).hexdigest()[:8]
+
+
+def _register(remote: Any, found: Sequence[_Found], fleet: str, interval: float | None) -> list[tuple[str, str]]:
+    """Id and status of each. An engine that the server reads already keeps the id that it has there, whatever it would be called now."""
+    stored = _stored(remote)
     result = []
-    for (kind, target), matchers in zip(found, own, strict=True):
-        text = ",".join(map(str, dict.fromkeys((*given, *matchers))))
-        result.append((_id_of(target.labels, names), kind, replace(source, match=text)))
+    for one in found:
+        there = next((i.instance_id for i in stored if _reads(i, one, found)), "")
+        status = "already registered" if there else _added(remote, one, fleet, interval)
+        result.append((there or one.instance_id, status))
     return result
 
 
-def _id_of(labels: Mapping[str, str], taken: dict[str, int]) -> str:
-    """The pod's name, else the address; with a number where that is taken."""
-    name = _NO_ID.sub("-", labels.get("pod") or labels.get("instance") or labels.get("job") or "engine").strip("-._:")[: _LONGEST_ID - 8]
-    taken[name] = taken.get(name, 0) + 1
-    return name if taken[name] == 1 else f"{name}-{taken[name]}"
+def _stored(remote: Any) -> list[Any]:
+    """Every instance that is read from a Prometheus."""
+    from perf_service.v1 import fleet_service_pb2 as pb
+
+    stored: list[Any] = []
+    token = ""
+    while True:
+        page = remote.call(remote.stub(_stub).ListInstances, pb.ListInstancesRequest(page_size=1000, page_token=token))
+        stored += [instance for instance in page.instances if instance.HasField("prometheus")]
+        token = page.next_page_token
+        if not token:
+            return stored
 
 
-def _register(remote: Any, name: str, kind: Engine, source: PrometheusSource, fleet: str, interval: float | None) -> str:
+def _reads(instance: Any, one: _Found, found: Sequence[_Found]) -> bool:
+    """Whether the instance's source is this engine, and none of the others that there are."""
+    from perf_service.collectors.prometheus.matchers import parse_matchers, selects
+
+    told = instance.prometheus
+    if told.url.rstrip("/") != one.source.url.rstrip("/") or instance.engine != engine_number(one.engine.value):
+        return False
+    own = parse_matchers(one.source.match)
+    matchers = parse_matchers(told.match)
+    if set(matchers) == set(own):
+        return True
+    # What was asked for holds of everything that was found, also where it is of labels that a target does not have.
+    given = set(own).intersection(*(parse_matchers(other.source.match) for other in found)) if len(found) > 1 else set()
+    rest = [matcher for matcher in matchers if matcher not in given]
+    return [other for other in found if other.engine is one.engine and selects(rest, other.target.labels)] == [one]
+
+
+def _added(remote: Any, one: _Found, fleet: str, interval: float | None) -> str:
     from perf_service.rpc.convert.fleet import PROMETHEUS_SOURCE
     from perf_service.v1 import fleet_service_pb2 as pb
     from perf_service.v1 import instance_pb2
 
     instance = instance_pb2.Instance(
-        instance_id=name,
-        engine=engine_number(kind.value),
+        instance_id=one.instance_id,
+        engine=engine_number(one.engine.value),
         fleet_id=fleet,
-        prometheus=PROMETHEUS_SOURCE.to_proto(source),
+        prometheus=PROMETHEUS_SOURCE.to_proto(one.source),
         scrape_interval_seconds=interval,
     )
     try:
@@ -122,5 +206,5 @@ def _register(remote: Any, name: str, kind: Engine, source: PrometheusSource, fl
     except PerfServiceError as error:
         if error.reason is not ErrorReason.INSTANCE_ALREADY_EXISTS:
             raise
-        return "already registered"
+        return _TAKEN
     return "registered"

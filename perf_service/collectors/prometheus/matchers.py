@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,6 +80,19 @@ def quoted(text: str) -> str:
 def selector(*parts: str | Matcher) -> str:
     """A vector selector of these matchers."""
     return "{" + ",".join(map(str, parts)) + "}"
+
+
+def selects(matchers: Iterable[Matcher], labels: Mapping[str, str]) -> bool:
+    """Whether these labels satisfy all of them; a label that is absent is empty. False for a regular expression that cannot be read."""
+    try:
+        return all(_holds(matcher, labels.get(matcher.name, "")) for matcher in matchers)
+    except re.error:
+        return False
+
+
+def _holds(matcher: Matcher, value: str) -> bool:
+    same = value == matcher.value if "~" not in matcher.operator else re.fullmatch(matcher.value, value, re.DOTALL) is not None
+    return same is not matcher.operator.startswith("!")
 
 
 def any_of(values: list[str]) -> str:

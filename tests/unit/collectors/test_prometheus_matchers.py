@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perf_service.collectors.prometheus.matchers import Matcher, any_of, parse_matchers, selector
+from perf_service.collectors.prometheus.matchers import Matcher, any_of, parse_matchers, selector, selects
 from perf_service.collectors.prometheus.selecting import name_matchers, own_labels
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
@@ -49,3 +49,17 @@ def test_names_are_those_of_the_engine() -> None:
     assert not [name for name in pattern if name.startswith(("sglang", "tgi"))]
     assert {"sglang:.+", "tgi_.+", "vllm:.+"} <= set(name_matchers(None)[0].value.split("|"))
     assert {"engine", "le", "model_name", "pid", "finished_reason"} <= own_labels(Engine.VLLM)
+
+
+def test_what_matchers_select() -> None:
+    labels = {"job": "vllm", "instance": "10.0.0.1:8000"}
+    for text, told in {
+        "": True,
+        'job="vllm",instance=~"10[.].*"': True,
+        'instance=~"10"': False,  # anchored
+        'cluster=""': True,
+        'job!="vllm"': False,
+        'job!~"tgi|sglang"': True,
+        'job=~"("': False,
+    }.items():
+        assert selects(parse_matchers(text), labels) is told, text
