@@ -98,6 +98,23 @@ class SnapshotRepository:
 
         return await self._db.read(work)
 
+    async def snapshots_spread(self, instance_id: str, start: float, end: float, *, most: int) -> Sequence[Snapshot]:
+        """As `snapshots_between`, but of more than `most` (at least 2) so many: the first, the last, and some evenly spaced between.
+
+        Only those are read and unpacked.
+        """
+        mine = (snapshots.c.instance_id == instance_id, snapshots.c.taken_at >= start, snapshots.c.taken_at <= end)
+        names = select(snapshots.c.snapshot_id).where(*mine).order_by(snapshots.c.taken_at, snapshots.c.snapshot_id)
+        rows = select(*_COLUMNS).order_by(snapshots.c.taken_at, snapshots.c.snapshot_id)
+
+        def work(connection: Connection) -> list[Snapshot]:
+            found = connection.scalars(names).all()
+            last = len(found) - 1
+            chosen = found if last < most else [found[n * last // (most - 1)] for n in range(most)]
+            return [self._read(connection, row) for row in connection.execute(rows.where(snapshots.c.snapshot_id.in_(chosen))).all()]
+
+        return await self._db.read(work)
+
     async def count_snapshots(self, instance_id: str, *, after: float, until: float) -> int:
         """How many were taken after one time and not after the other."""
         query = select(func.count()).where(

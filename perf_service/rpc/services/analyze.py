@@ -13,6 +13,7 @@ from perf_service.rpc.context import Services
 from perf_service.rpc.convert.analysis import ANALYSIS, HEALTH_STATUS, health_report
 from perf_service.rpc.convert.mirror import seconds, timestamp
 from perf_service.rpc.convert.slo import targets_of
+from perf_service.rpc.services.looks import SharedLooks
 from perf_service.rpc.services.streams import Metronome, draining, heartbeat, members
 from perf_service.v1 import analysis_pb2
 from perf_service.v1 import analyze_service_pb2 as pb
@@ -26,6 +27,7 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
 
     def __init__(self, services: Services) -> None:
         self._s = services
+        self._looks: SharedLooks[tuple[Look, pb.HealthReport]] = SharedLooks()
 
     async def Analyze(self, request: pb.AnalyzeRequest, context: Any) -> pb.AnalyzeResponse:
         analysis = await self._s.pipeline.analyze(
@@ -58,13 +60,14 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
         while not lifecycle.draining:
             if time.monotonic() >= next_look:
                 # Read anew at each turn: a reader that was slow gets the present, and costs one message in memory.
-                look = await lifecycle.unless_draining(self._look(request))
+                look = await lifecycle.unless_draining(self._looks.get(_seen(request), interval, lambda: self._look(request)))
                 if look is None:
                     break
                 next_look = time.monotonic() + interval
                 if watch.feed(look[0]):
-                    look[1].status = HEALTH_STATUS.encode(watch.status)
-                    yield pb.WatchHealthResponse(report=look[1])
+                    update = pb.WatchHealthResponse(report=look[1])  # a copy: the look is others' too, the status is this watch's
+                    update.report.status = HEALTH_STATUS.encode(watch.status)
+                    yield update
                     beat.reset()
             if beat.due():
                 yield pb.WatchHealthResponse(heartbeat=heartbeat(self._s))
@@ -87,6 +90,7 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
                 slo_targets=targets,
                 keep=False,
                 budgets_age_seconds=REUSE_SECONDS,
+                bounded=True,
             )
             return Look.of(analysis), health_report(analysis, now)
         except PerfServiceError as error:
@@ -100,3 +104,8 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
                 summary=error.message,
             )
             return Look(None, HealthStatus.UNKNOWN, Verdict.NOT_ENOUGH_EVIDENCE), report
+
+
+def _seen(request: pb.WatchHealthRequest) -> tuple[str, str, tuple[bytes, ...]]:
+    """What a look depends on; each watch compares and confirms for itself."""
+    return request.instance_id, request.fleet_id, tuple(target.SerializeToString(deterministic=True) for target in request.slo_targets)

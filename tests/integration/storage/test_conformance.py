@@ -178,6 +178,16 @@ async def test_snapshots_by_time(store: SqlStore) -> None:
     assert [s.collected_at for s in (await store.list_snapshots("i", start=15.0)).items] == [30.0, 20.0]
 
 
+async def test_some_snapshots_evenly_spaced(store: SqlStore) -> None:
+    for at in (*range(10, 111, 10), 500):
+        await store.add_snapshot(snapshot(float(at)))
+        await store.add_snapshot(snapshot(float(at), "other"))
+    for most, times in ((11, [*range(10, 111, 10)]), (6, [10, 30, 50, 70, 90, 110]), (3, [10, 60, 110]), (2, [10, 110])):
+        assert [s.collected_at for s in await store.snapshots_spread("i", 10.0, 110.0, most=most)] == times
+    assert await store.snapshots_spread("i", 10.0, 110.0, most=3) == (await store.snapshots_between("i", 10.0, 110.0))[::5]
+    assert await store.snapshots_spread("nobody", 0.0, 99.0, most=3) == []
+
+
 async def test_a_page_without_a_time_is_placed_by_its_arrival(store: SqlStore) -> None:
     await store.add_snapshot(snapshot(None))
     [found] = await store.snapshots_between("i", 1000.0, 1000.0)
