@@ -143,9 +143,11 @@ def update(
     timeout: TimeoutOption = 30.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Change what is given; the rest stays."""
+    """Change what is given; the rest stays. So do the token, the headers and --match of the same --prometheus URL."""
     from perf_service.v1 import fleet_service_pb2 as pb
 
+    if not prometheus:
+        _no_source_options(match, header, token_file)
     given = {
         "endpoint": endpoint,
         "fleet_id": fleet,
@@ -168,7 +170,7 @@ def update(
     if config is not None:
         instance.config.CopyFrom(config_of(parse_settings(config, option="--config")))
     if prometheus:
-        instance.prometheus.CopyFrom(_source(prometheus, match, header, token_file))
+        instance.prometheus.CopyFrom(_changed_source(instance.prometheus, prometheus, match, header, token_file))
     if label is not None:
         instance.labels.clear()
         instance.labels.update(labels_of(label, option="--label"))
@@ -200,12 +202,27 @@ def _source(url: str, match: list[str] | None, header: list[str] | None, token_f
     from perf_service.rpc.convert.fleet import PROMETHEUS_SOURCE
 
     if not url:
-        if match or header or token_file:
-            raise InvalidArgumentError("--match, --header and --token-file go with --prometheus URL", field="--prometheus")
+        _no_source_options(match, header, token_file)
         return None
     if not match:
         raise InvalidArgumentError("--prometheus needs --match, which selects the engine among those that it scrapes", field="--match")
     return PROMETHEUS_SOURCE.to_proto(source_of(url, match, header, token_file))
+
+
+def _changed_source(stored: Any, url: str, match: list[str] | None, header: list[str] | None, token_file: Path | None) -> Any:
+    """As `_source`; of the stored source of the same URL what is not told anew stays. Its secrets are masked, which keeps them."""
+    if stored.url.rstrip("/") != url.rstrip("/"):
+        return _source(url, match, header, token_file)
+    told = _source(stored.url, match or [stored.match], header, token_file)
+    told.bearer_token = told.bearer_token or stored.bearer_token
+    if not header:
+        told.headers.update(stored.headers)
+    return told
+
+
+def _no_source_options(match: list[str] | None, header: list[str] | None, token_file: Path | None) -> None:
+    if match or header or token_file:
+        raise InvalidArgumentError("--match, --header and --token-file go with --prometheus URL", field="--prometheus")
 
 
 def _view(items: Any, next_page_token: str = "") -> RenderableType:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perf_service.cli.main import run
 from perf_service.cli.prometheus import parse_duration, parse_time, source_of, time_range
 from perf_service.models.errors import InvalidArgumentError
+from perf_service.v1 import fleet_service_pb2, instance_pb2
 
 NOW = 1_777_777_777.0
 
@@ -56,6 +58,35 @@ def test_a_source_takes_its_secrets_from_a_file_or_the_environment(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], 'a="b" *** X=***'),
+        (["--prometheus", "http://p/"], 'a="b" *** X=***'),
+        (["--match", 'c="d"'], 'c="d" *** X=***'),
+        (["--header", "Y: new"], 'a="b" *** Y=new'),
+        (["--prometheus", "http://other", "--match", 'a="b"'], 'a="b" '),  # never the secrets of another address
+    ],
+)
+def test_an_update_keeps_what_is_not_told_anew(monkeypatch: pytest.MonkeyPatch, options: list[str], told: str) -> None:
+    stored = instance_pb2.PrometheusSource(url="http://p", match='a="b"', bearer_token="***", headers={"X": "***"})
+    sent: list[Any] = []
+
+    def call(_server: Any, _timeout: float, _stub: Any, method: str, request: Any) -> Any:
+        if method == "UpdateInstance":
+            sent.append(request)
+        instance = instance_pb2.Instance(instance_id="i", prometheus=stored)
+        return fleet_service_pb2.GetInstanceResponse(instance=instance)
+
+    monkeypatch.delenv("PERF_SERVICE_PROMETHEUS_TOKEN", raising=False)
+    monkeypatch.setattr("perf_service.cli.instances.call", call)
+    assert run(["instances", "update", "i", "--prometheus", "http://p", *options, "--output", "json"]) == 0
+    (request,) = sent
+    assert list(request.update_mask.paths) == ["prometheus"]
+    source = request.instance.prometheus
+    assert " ".join([source.match, source.bearer_token, *(f"{k}={v}" for k, v in source.headers.items())]) == told
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["doctor"], "give PAGE"),
@@ -67,6 +98,9 @@ def test_a_source_takes_its_secrets_from_a_file_or_the_environment(tmp_path: Pat
         (["instances", "register", "i"], "--endpoint URL, or --prometheus"),
         (["instances", "register", "i", "--prometheus", "http://p"], "needs --match"),
         (["instances", "register", "i", "--endpoint", "http://h", "--match", 'a="b"'], "go with --prometheus"),
+        (["instances", "update", "i", "--model", "m", "--match", 'a="b"'], "go with --prometheus"),
+        (["instances", "update", "i", "--header", "A: b"], "go with --prometheus"),
+        (["instances", "update", "i", "--fleet", "f", "--token-file", "/nowhere"], "go with --prometheus"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
