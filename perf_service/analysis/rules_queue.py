@@ -55,8 +55,9 @@ def significant(facts: Facts) -> bool:
 
 
 def _waits_without_time(facts: Facts) -> bool:
-    """The same where the time between the pages is unknown: as many wait for each that runs as the queue is longer than the service."""
-    if facts.window.duration_seconds is not None or not facts.queue:
+    """The same where the time is unknown, or, of a life, its idle part: as many wait for each that runs as the queue is longer than
+    the service."""
+    if (facts.window.duration_seconds is not None and not facts.window.lifetime) or not facts.queue:
         return False
     return facts.inference is None or facts.queue * (facts.running_mean or 1.0) >= t.WAITING_MIN.value * facts.inference
 

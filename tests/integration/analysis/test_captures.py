@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,17 @@ def test_root_cause(run: Run, scenario: str, pages: str) -> None:
     assert (root.cause, root.type) == BAD[scenario]
     assert root.evidence
     assert root.confidence_ratio >= 0.4
+
+
+@pytest.mark.parametrize("scenario", ["b_queue_bad_r2", "e_decode_seqs8"])
+@pytest.mark.parametrize("idle_seconds", [0.0, 3600.0])
+def test_the_totals_of_a_life_tell_the_queue_that_no_gauge_shows_any_more(run: Run, scenario: str, idle_seconds: float) -> None:
+    page = run(scenario)[-1]
+    assert page.collected_at is not None
+    assert page.process_start_time is not None, "or the length of its life is unknown"
+    later = replace(page, collected_at=page.collected_at + idle_seconds)
+    root = AnalysisEngine().analyze(later, "vllm", [SLOTarget("ttft_p95", 0.5)]).bottlenecks[0]
+    assert root.cause is Cause.BATCH_LIMIT
 
 
 @pytest.mark.parametrize("scenario", ["a_healthy", "g_idle", "h_restart"])
