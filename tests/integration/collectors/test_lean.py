@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from perf_service.collectors import lean
 from perf_service.collectors.connection import Connection
 from perf_service.collectors.fetch import EndpointTimeoutError, EndpointUnreachableError, Fetcher
+from perf_service.collectors.http1 import decoded
 from perf_service.collectors.lean import LeanFetcher
 from perf_service.collectors.transport import NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason
@@ -279,6 +283,26 @@ async def test_packed_pages_where_the_operator_wants_them() -> None:
     async with serving(packing) as (url, server), LeanFetcher(5.0, compressed=True) as fetcher:
         assert (await fetcher.fetch(url)).body == PAGE
     assert "Accept-Encoding: gzip\r\n" in server.requests[0]
+
+
+async def test_a_large_packed_page_is_unpacked_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = PAGE + random.Random(1).randbytes(40_000).hex().encode()
+    threads: list[str] = []
+    packed = [gzip.compress(PAGE), gzip.compress(large), gzip.compress(large)[:-4]]
+
+    def told(body: bytes, encoding: str, limit: int) -> bytes:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return decoded(body, encoding, limit)
+
+    async def packing(connection: int, number: int, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(packed[number - 1], "Content-Encoding: gzip\r\n"))
+
+    monkeypatch.setattr(lean, "decoded", told)
+    async with serving(packing) as (url, _), LeanFetcher(5.0, compressed=True) as fetcher:
+        assert [(await fetcher.fetch(url)).body for _ in range(2)] == [PAGE, large]
+        with pytest.raises(CollectError, match="cut off"):
+            await fetcher.fetch(url)
+    assert threads == ["MainThread", "unpack", "unpack"]
 
 
 async def test_an_address_is_checked_at_every_connection() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from perf_service.collectors.fetch import FetchedPage
+from perf_service.collectors.snapshot import SnapshotBuilder
 from perf_service.collectors.source import DirectScrape, ImportedText, SharedScrape
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
@@ -41,6 +43,31 @@ async def test_a_scrape_of_another_engine_is_an_error() -> None:
     fetcher: Any = FakeFetcher(b"tgi_queue_size 1\n")
     with pytest.raises(CollectError) as error:
         await DirectScrape(fetcher).snapshot(INSTANCE, 42.0)
+    assert reason_of(error) is ErrorReason.ENGINE_MISMATCH
+
+
+async def test_a_large_page_is_read_in_a_thread_with_a_builder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[int, list[tuple[str, object]]] = {}
+    real = SnapshotBuilder.build
+
+    def told(self: SnapshotBuilder, body: bytes, *args: Any, **more: Any) -> Snapshot:
+        threads.setdefault(len(body), []).append((threading.current_thread().name, self))
+        return real(self, body, *args, **more)
+
+    monkeypatch.setattr(SnapshotBuilder, "build", told)
+    fetcher: Any = FakeFetcher(PAGE)
+    scrape = DirectScrape(fetcher)
+    small = await scrape.snapshot(INSTANCE, 1.0)
+    fetcher.body = PAGE + b"# HELP x y\n" * 30_000
+    first, second = await asyncio.gather(scrape.snapshot(INSTANCE, 1.0), scrape.snapshot(INSTANCE, 1.0))
+    assert small.gauges == first.gauges == second.gauges
+    [(here, on_loop)] = threads[len(PAGE)]
+    (one, apart), (two, same) = threads[len(fetcher.body)]
+    assert (here, one == two, one.startswith("large-pages")) == (threading.current_thread().name, True, True)
+    assert apart is same is not on_loop
+    fetcher.body = b"tgi_queue_size 1\n" * 30_000
+    with pytest.raises(CollectError) as error:
+        await scrape.snapshot(INSTANCE, 1.0)
     assert reason_of(error) is ErrorReason.ENGINE_MISMATCH
 
 
