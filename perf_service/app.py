@@ -135,9 +135,18 @@ class App:
                 "local fleet is not watched over", fleet_id=fleet_id, reason=error.reason.value, error=error.message
             ),
         )
-        self.pipeline = Pipeline(self.store, source=source, history=scraped, clock=time.time, new_id=random_id)
+        policy = history_policy(settings)
+        self._history = History(self.store, policy)
+        self.pipeline = Pipeline(
+            self.store,
+            source=source,
+            history=scraped,
+            retention_seconds=policy.retention_seconds,
+            imported=self._history.look_back,
+            clock=time.time,
+            new_id=random_id,
+        )
         self._buffer = SnapshotBuffer(self.store, trouble=self._not_kept)
-        self._history = History(self.store, history_policy(settings))
         self.scheduler = ScrapeScheduler(
             source,
             self._keep,

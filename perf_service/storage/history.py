@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,10 +50,21 @@ class History:
         self._policy = policy
         self._coarse_until: float | None = None
         self._thinned_until: float | None = None
+        self._imported_from = math.inf
+
+    def look_back(self, to: float) -> None:
+        """Snapshots as old as `to` (unix seconds) were imported: the next `tidy` begins there again."""
+        self._imported_from = min(self._imported_from, to)
 
     async def tidy(self, now: float) -> Tidied:
         """Delete what is due at `now` (unix seconds). Raises StoreError; the next call goes on where this one stopped."""
         policy = self._policy
+        # Taken at once: what is imported while the store is at work is for the next time.
+        imported_from, self._imported_from = self._imported_from, math.inf
+        if self._coarse_until is not None:
+            self._coarse_until = min(self._coarse_until, imported_from)
+        if self._thinned_until is not None:
+            self._thinned_until = min(self._thinned_until, imported_from)
         pruned = await self._store.prune_snapshots(before=now - policy.retention_seconds)
         thinned = now - policy.raw_seconds
         coarse = min(thinned, now - policy.thinned_seconds)  # what is to be kept whole is not thinned at all
@@ -64,7 +76,7 @@ class History:
             deleted += await self._store.thin_snapshots(
                 before=thinned,
                 keep_every_seconds=policy.thinned_interval_seconds,
-                after=coarse if self._thinned_until is None else self._thinned_until,
+                after=coarse if self._thinned_until is None else max(coarse, self._thinned_until),
             )
             self._thinned_until = thinned
         return Tidied(deleted, pruned)

@@ -158,7 +158,9 @@ class BackfillMetricsRequest(_message.Message):
     """
     @_builtins.property
     def range(self) -> _time_range_pb2.TimeRange:
-        """Which part of the past, a week at most. Without an end: up to now. Without a start: the 10 minutes before the end."""
+        """Which part of the past, a week at most. Without an end: up to now. Without a start: the 10 minutes before the end. What is older than
+        the server keeps is left out, which the response's `quality` tells; a range that is older as a whole is refused.
+        """
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -94,6 +95,8 @@ class Pipeline:
         *,
         source: MetricsSource,
         history: HistorySource | None = None,
+        retention_seconds: float = math.inf,
+        imported: Callable[[float], None] = lambda at: None,
         clock: Callable[[], float],
         new_id: Callable[[str], str],
         analysis: AnalysisEngine | None = None,
@@ -103,6 +106,8 @@ class Pipeline:
         self.store = store
         self._source = source
         self._past = history
+        self._retention = retention_seconds
+        self._told_import = imported  # with the time of the oldest
         self._clock = clock
         self._new_id = new_id
         self._analysis = analysis or AnalysisEngine()
@@ -130,7 +135,8 @@ class Pipeline:
     async def backfill(self, instance_id: str, start: float, end: float) -> Backfill:
         """Keep what a Prometheus has of an instance between two unix times. Repeating it adds nothing.
 
-        Raises INSTANCE_NOT_FOUND; INVALID_ARGUMENT for a range that is empty or too long; CollectError SERIES_NOT_FOUND where the
+        What is older than the store keeps is left out, and the quality of `last` says so. Raises INSTANCE_NOT_FOUND; INVALID_ARGUMENT for a
+        range that is empty, too long, or older than that as a whole; CollectError SERIES_NOT_FOUND where the
         instance has no Prometheus or that has nothing in the range, and as `collect`.
         """
         instance = await self.store.get_instance(instance_id)
@@ -141,9 +147,22 @@ class Pipeline:
                 "import saved pages",
                 {"instance_id": instance_id},
             )
+        kept_from = self._clock() - self._retention
+        issues: dict[DataIssue, None] = {}
+        if start < kept_from < end:
+            left_out = (
+                f"The range begins before what is kept, {self._retention / 3600:g} h (setting retention_hours): the older part is left out."
+            )
+            issues[DataIssue(IssueCode.TRUNCATED, IssueLevel.WARNING, left_out)] = None
+            start = kept_from
+        elif end <= kept_from:
+            raise InvalidArgumentError(
+                f"the whole range is older than what is kept, {self._retention / 3600:g} h, and would be deleted at once: take a later "
+                "one, or raise the server's retention_hours",
+                field="range.end",
+            )
         imported = total = 0
         ends: list[Snapshot] = []
-        issues: dict[DataIssue, None] = {}
         async for group in self._past.history(instance, start, end):
             earliest, latest = group[0].collected_at or start, group[-1].collected_at or end
             stored = await self.store.snapshots_between(instance_id, earliest, latest, limit=_BACKFILL_STORED)
@@ -151,6 +170,7 @@ class Pipeline:
             fresh = [replace(s, snapshot_id=self._new_id("snap")) for s in group if s.collected_at not in known]
             for index in range(0, len(fresh), _BACKFILL_BATCH):
                 await self.store.add_snapshots(fresh[index : index + _BACKFILL_BATCH])
+                self._told_import(fresh[index].collected_at or start)
             imported += len(fresh)
             total += len(group)
             issues.update(dict.fromkeys(group[-1].quality.issues))
@@ -185,7 +205,9 @@ class Pipeline:
                 {"instance_id": instance_id},
             )
         time = self._clock() if collected_at is None else collected_at
-        return await self._keep(self._imported.read(instance, page, time))
+        kept = await self._keep(self._imported.read(instance, page, time))
+        self._told_import(time)
+        return kept
 
     async def _keep(self, snapshot: Snapshot) -> Snapshot:
         named = snapshot if snapshot.snapshot_id else replace(snapshot, snapshot_id=self._new_id("snap"))
