@@ -121,25 +121,45 @@ async def engines_now(
 
 async def nothing_found(client: PrometheusClient, source: PrometheusSource, what: str, engine: Engine | None = None) -> CollectError:
     """The error for matchers that select nothing, with the engines that there are instead."""
+    if await is_down(client, source):
+        return unreachable(source)
+    return selects_nothing(source, what, engine, await engines_instead(client, source, engine))
+
+
+async def is_down(client: PrometheusClient, source: PrometheusSource) -> bool:
+    """Whether Prometheus knows what the matchers select and can scrape none of it. False where it does not answer that."""
+    try:
+        ups = await client.query(source, selector(Matcher("__name__", "=", UP), *parse_matchers(source.match)), None)
+    except CollectError:
+        return False  # that nothing was found is what matters
+    return bool(ups.series) and all(float(entry["value"][1]) == 0 for entry in ups.series)
+
+
+async def engines_instead(client: PrometheusClient, source: PrometheusSource, engine: Engine | None) -> tuple[str, ...] | None:
+    """Matchers of the engines that a Prometheus has, whatever `source.match`; of their jobs where they are many. None without an answer."""
     prefixes = "|".join(f"{prefix}.+" for prefix in prefixes_of(engine))
     there: list[str] = []
     try:
-        ups = await client.query(source, selector(Matcher("__name__", "=", UP), *parse_matchers(source.match)), None)
-        if ups.series and all(float(entry["value"][1]) == 0 for entry in ups.series):
-            return unreachable(source)
         for labels in ("job,instance", "job"):
             answer = await client.query(source, f"count by ({labels}) ({selector(Matcher('__name__', '=~', prefixes))})", None)
             there = sorted(",".join(str(Matcher(k, "=", v)) for k, v in sorted(entry["metric"].items())) for entry in answer.series)
             if len(there) <= _LISTED:
                 break
     except CollectError:
-        pass  # the first answer is what matters
+        return tuple(there) or None
+    return tuple(there)
+
+
+def selects_nothing(source: PrometheusSource, what: str, engine: Engine | None, there: Sequence[str] | None) -> CollectError:
+    """The error for matchers that select nothing; `there` as `engines_instead` found it."""
     of = engine.value if engine else "vLLM, SGLang or TGI"
-    hint = "; ".join(there[:_LISTED]) + (f"; and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
-    now = f"Now there are: {hint}." if there else f"It has no metric of {of} at all: does it scrape the engines?"
+    hint = "; ".join((there or ())[:_LISTED])
+    if there and len(there) > _LISTED:
+        hint += f"; and {len(there) - _LISTED} more"
+    now = f" Now there are: {hint}." if hint else f" It has no metric of {of} at all: does it scrape the engines?"
     return CollectError(
         ErrorReason.SERIES_NOT_FOUND,
-        f"{_told(source)} selects no series of {of} {what}. {now}",
+        f"{_told(source)} selects no series of {of} {what}.{'' if there is None else now}",
         {"url": source.url, "match": source.match, "instances": hint},
     )
 

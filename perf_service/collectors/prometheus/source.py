@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
+from perf_service.collectors.prometheus.absence import Absences
 from perf_service.collectors.prometheus.client import PrometheusClient
 from perf_service.collectors.prometheus.history import (
     TOO_MUCH,
@@ -83,6 +84,7 @@ class PrometheusScrape:
         self._builders = {engine: SnapshotBuilder(engine, max_body_bytes=max_body_bytes) for engine in Engine}
         self._engines_per_query = engines_per_query
         self._groups: dict[object, _Group] = {}
+        self._absences = Absences(client)
 
     async def snapshot(self, instance: Instance, now: float) -> Snapshot:
         """The newest scrape of the instance. `now` is unix seconds.
@@ -99,7 +101,7 @@ class PrometheusScrape:
         if reading.error is not None:
             raise reading.error
         if reading.target is None:
-            raise await nothing_found(self._client, source, f"in the last {LOOKBACK_SECONDS:.0f} s", instance.engine)
+            raise await self._absences.error(source, f"in the last {LOOKBACK_SECONDS:.0f} s", instance.engine, now)
         target = reading.target
         scrape = _newest(target, now)
         interval = interval_of(target) or instance.scrape_interval_seconds

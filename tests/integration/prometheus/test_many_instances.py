@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from perf_service.collectors.prometheus.absence import Absences
 from perf_service.collectors.prometheus.client import Answer, PrometheusClient
 from perf_service.collectors.prometheus.source import EitherSource, PrometheusScrape
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
@@ -111,6 +112,29 @@ async def test_a_token_that_was_renewed_is_not_kept() -> None:
         prometheus.now = 1000.0 + later
         await scrape.snapshot(instances(prometheus, bearer_token=token)[0], prometheus.now)
     assert [group.source.bearer_token for group in scrape._groups.values()] == ["new"]
+
+
+async def test_why_there_is_nothing_is_asked_once_a_minute() -> None:
+    prometheus = FakePrometheus(20)
+    source, group = PrometheusScrape(prometheus), instances(prometheus)
+    prometheus.names = []
+    asked = []
+    for step in range(5):
+        prometheus.asked.clear()
+        found = await asyncio.gather(*(source.snapshot(one, prometheus.now + 15 * step) for one in group), return_exceptions=True)
+        assert all(isinstance(error, CollectError) and error.reason is ErrorReason.SERIES_NOT_FOUND for error in found)
+        assert len(set(map(id, found))) == 20, "each caller raises an error of its own"
+        asked.append([sum(text in query for query in prometheus.asked) for text in ('__name__="up"', "count by")])
+    assert asked == [[20, 1], [0, 0], [0, 0], [0, 0], [20, 1]]
+
+
+async def test_what_could_not_be_asked_is_not_told() -> None:
+    prometheus = FakePrometheus(1)
+    source = PrometheusSource("http://p", 'job="vllm"')
+    prometheus.error = CollectError(ErrorReason.ENDPOINT_TIMEOUT, "too slow")
+    error = await Absences(prometheus).error(source, "now", Engine.VLLM, 1.0)
+    assert error.reason is ErrorReason.SERIES_NOT_FOUND
+    assert error.message.endswith("selects no series of vllm now.")
 
 
 async def test_the_present_is_the_newest_complete_scrape_that_worked() -> None:
