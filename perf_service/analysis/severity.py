@@ -50,8 +50,8 @@ def of_cause(cause: Cause, facts: Facts, statuses: Sequence[SLOStatus], confiden
         severity = max(severity, Severity.HIGH, key=lambda s: s.rank)
     if not own_policy and not _pathological(cause, facts):
         severity = min(severity, Severity.MEDIUM, key=lambda s: s.rank)
-    if confidence < t.CONFIDENCE_NAMED.value and not own_policy:
-        severity = min(severity, Severity.MEDIUM, key=lambda s: s.rank)
+    if facts.window.lifetime or (confidence < t.CONFIDENCE_NAMED.value and not own_policy):
+        severity = min(severity, Severity.MEDIUM, key=lambda s: s.rank)  # totals since the start say nothing of now
     return severity
 
 
