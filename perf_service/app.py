@@ -292,15 +292,26 @@ class App:
 
     async def _keep_house(self) -> None:
         while True:
-            now = time.time()
-            try:
-                tidied = await self._history.tidy(now)
-                if tidied.thinned or tidied.pruned:
-                    _log.debug("history tidied", thinned=tidied.thinned, pruned=tidied.pruned)
-                await self.store.prune_requests(before=now - _REQUESTS_KEPT_SECONDS)
-            except PerfServiceError as error:
-                _log.warning("housekeeping failed", reason=error.reason.value, error=error.message)
+            await self._tidy_up(time.time())
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+
+    async def _tidy_up(self, now: float) -> None:
+        """Each step by itself: one that always fails must not keep the others from being done."""
+        for name, step in (("history", self._tidy_history), ("requests", self._prune_requests)):
+            try:
+                await step(now)
+            except PerfServiceError as error:
+                _log.warning("housekeeping failed", step=name, reason=error.reason.value, error=error.message)
+            except Exception as error:
+                _log.error("housekeeping failed", step=name, exc_info=error)
+
+    async def _tidy_history(self, now: float) -> None:
+        tidied = await self._history.tidy(now)
+        if tidied.thinned or tidied.pruned:
+            _log.debug("history tidied", thinned=tidied.thinned, pruned=tidied.pruned)
+
+    async def _prune_requests(self, now: float) -> None:
+        await self.store.prune_requests(before=now - _REQUESTS_KEPT_SECONDS)
 
 
 def history_policy(settings: Settings) -> HistoryPolicy:

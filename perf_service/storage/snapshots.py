@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from perf_service.models.errors import ErrorReason, StoreError
 from perf_service.models.metrics import Snapshot
 from perf_service.storage.database import Database
 from perf_service.storage.pages import fetch_rows, scope_of
@@ -26,6 +28,10 @@ _DELETED_AT_ONCE: Final = 500
 _NAMES_AT_ONCE: Final = 1000
 _SLICE_INTERVALS: Final = 12
 """Intervals looked at in one go when thinning: bounds memory and the time a read transaction stays open."""
+
+_UNREADABLE: Final = -1.0
+"""Progress of a snapshot whose document is damaged. Thinning passes it over, and it goes with age as any other."""
+_log = logging.getLogger(__name__)
 
 _COLUMNS: Final = (snapshots.c.taken_at, snapshots.c.snapshot_id, snapshots.c.document)
 
@@ -187,23 +193,36 @@ class SnapshotRepository:
         )
 
     async def _mark(self, start: float, end: float) -> None:
-        """Make the marks of snapshots that an earlier version has stored."""
+        """Make the marks of snapshots that an earlier version has stored. One that cannot be read is marked as such, and told once."""
         unmarked = (
             select(*_COLUMNS)
             .where(snapshots.c.taken_at >= start, snapshots.c.taken_at < end, snapshots.c.progress.is_(None))
             .limit(_DELETED_AT_ONCE)
         )
 
-        def work(connection: Connection) -> int:
-            rows = connection.execute(unmarked).all()
+        def work(connection: Connection) -> tuple[int, list[StoreError]]:
+            rows, damaged = connection.execute(unmarked).all(), []
             for row in rows:
-                snapshot = self._read(connection, row)
-                marks = {"started_at": snapshot.process_start_time, "progress": progress_of(snapshot)}
+                marks: dict[str, float | None]
+                try:
+                    snapshot = self._read(connection, row)
+                    marks = {"started_at": snapshot.process_start_time, "progress": progress_of(snapshot)}
+                except StoreError as error:
+                    if error.reason is not ErrorReason.INTERNAL:
+                        raise
+                    marks = {"progress": _UNREADABLE}
+                    damaged.append(error)
                 connection.execute(update(snapshots).where(snapshots.c.snapshot_id == row.snapshot_id).values(marks))
-            return len(rows)
+            return len(rows), damaged
 
-        while await self._db.write(work):
-            pass
+        found, unreadable = -1, 0
+        why = ""
+        while found:
+            found, damaged = await self._db.write(work)
+            unreadable += len(damaged)
+            why = why or (damaged[0].message if damaged else "")
+        if unreadable:
+            _log.warning("%d old snapshots cannot be read and are passed over when the history is thinned: %s", unreadable, why)
 
     def _named(self, snapshot: Snapshot) -> Snapshot:
         taken = snapshot.collected_at
@@ -276,6 +295,7 @@ def _surplus(connection: Connection, after: float, before: float, keep_every_sec
     query = (
         select(*(snapshots.c[name] for name in Mark._fields))
         .where(snapshots.c.taken_at >= after - keep_every_seconds, snapshots.c.taken_at < before + keep_every_seconds)
+        .where(snapshots.c.progress > _UNREADABLE)
         .order_by(snapshots.c.instance_id, snapshots.c.taken_at, snapshots.c.snapshot_id)
     )
     rows = connection.execution_options(yield_per=2000).execute(query)

@@ -69,7 +69,7 @@ snapshots = Table(
     Column("taken_at", Double, nullable=False),  # collected_at, or the time of storing where that is unknown
     Column("document", LargeBinary, nullable=False),
     Column("started_at", Double, nullable=True),  # of the engine's process, where its page tells
-    Column("progress", Double, nullable=True),  # see snapshot_codec.progress_of; NULL: stored by a version that did not know it
+    Column("progress", Double, nullable=True),  # see snapshot_codec.progress_of; NULL: by a version that did not know it; -1: unreadable
     Index("ix_snapshots_instance_id", "instance_id", "taken_at", "snapshot_id"),
     Index("ix_snapshots_taken_at", "taken_at"),
 )

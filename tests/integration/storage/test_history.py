@@ -190,3 +190,28 @@ async def test_snapshots_of_an_earlier_version_are_read_and_thinned(shared_url: 
         assert connection.scalar(select(alembic_version.c.version_num)) == "0002"
         assert connection.execute(update(snapshots).values(progress=0.0).where(snapshots.c.progress.is_(None))).rowcount == 0
     engine.dispose()
+
+
+async def test_an_old_snapshot_that_cannot_be_read_does_not_stop_the_thinning(
+    shared_url: str, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("perf_service.storage.snapshots._log.warning", lambda _, count, __: told.append(count))
+    store = opened(shared_url)
+    pages = [replace(page(float(at), at), snapshot_id=f"s{at:03}") for at in range(0, 600, 10)]
+    await store.add_snapshots(pages)
+    engine = create_engine(shared_url)
+    damaged = snapshots.c.snapshot_id.in_(["s000", "s110", "s400"])
+    with engine.begin() as connection:
+        connection.execute(update(snapshots).values(progress=None, started_at=None))
+        connection.execute(update(snapshots).where(damaged).values(document=b"damaged"))
+    for expected in (50, 0):
+        assert await store.thin_snapshots(before=1e6, keep_every_seconds=100.0) == expected
+    with engine.connect() as connection:
+        left = connection.scalars(select(snapshots.c.snapshot_id).order_by(snapshots.c.taken_at)).all()
+    engine.dispose()
+    # The first of each interval that can be read, the newest, and what is damaged.
+    assert left == ["s000", "s010", "s100", "s110", "s200", "s300", "s400", "s410", "s500", "s590"]
+    assert sum(told) == 3
+    assert len(told) < 3
+    assert await store.prune_snapshots(before=1e6) == len(left)
