@@ -56,7 +56,7 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
         interval = request.interval_seconds or min(instance.scrape_interval_seconds for instance in instances)
         beat = Metronome(self._s.heartbeat_seconds)
         watch = HealthWatch(margin=request.min_change or DEFAULT_MARGIN, confirmations=request.confirmations or DEFAULT_CONFIRMATIONS)
-        next_look = time.monotonic()
+        next_look, last = time.monotonic(), None
         while not lifecycle.draining:
             if time.monotonic() >= next_look:
                 # Read anew at each turn: a reader that was slow gets the present, and costs one message in memory.
@@ -64,11 +64,12 @@ class AnalyzeServicer(pb_grpc.AnalyzeServiceServicer):
                 if look is None:
                     break
                 next_look = time.monotonic() + interval
-                if watch.feed(look[0]):
+                if look is not last and watch.feed(look[0]):  # the same again confirms nothing
                     update = pb.WatchHealthResponse(report=look[1])  # a copy: the look is others' too, the status is this watch's
                     update.report.status = HEALTH_STATUS.encode(watch.status)
                     yield update
                     beat.reset()
+                last = look
             if beat.due():
                 yield pb.WatchHealthResponse(heartbeat=heartbeat(self._s))
             await lifecycle.pause(min(max(0.0, next_look - time.monotonic()), beat.remaining_seconds))
