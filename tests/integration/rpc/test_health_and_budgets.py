@@ -201,3 +201,31 @@ async def test_a_slow_reader_of_health_costs_nothing_meanwhile(app: App, remote:
         await asyncio.sleep(0.02)
         assert looks == n
     await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_watches_of_one_fleet_share_a_bounded_look(app: App, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten watches cost what one does, each with its own status; a replica scraped often is read in part."""
+    names = await remote.fleet(replicas=2)
+    now = time.time()
+    for name in names:
+        await app.store.add_snapshots([page(name, now - 200 + 10 * n, 100.0 * n, 0) for n in range(20)])
+    looks: list[int] = []
+    real = app.pipeline.series
+
+    async def counted(*args: Any, **more: Any) -> Any:
+        found = await real(*args, **more)
+        looks.append(max(map(len, found.values())))
+        return found
+
+    monkeypatch.setattr("perf_service.workflows.pipeline.LOOK_PAGES", 14)
+    monkeypatch.setattr(app.pipeline, "series", counted)
+    fleet_id = (await app.store.get_instance(names[0])).fleet_id
+    watches = [
+        remote.analyze.WatchHealth(analyze_service_pb2.WatchHealthRequest(fleet_id=fleet_id, interval_seconds=3600)) for _ in range(10)
+    ]
+    reports = await asyncio.gather(*(read(watch) for watch in watches))
+    assert looks == [12]
+    assert {report.fleet_id for report in reports} == {fleet_id}
+    assert len({report.SerializeToString(deterministic=True) for report in reports}) == 1
+    for watch in watches:
+        watch.cancel()
