@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
+from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason
 
@@ -23,7 +23,6 @@ ACCEPT: Final = "text/plain;version=0.0.4,*/*;q=0.1"
 """The text format, and not OpenMetrics at a lower quality: prometheus_client, which vLLM and SGLang serve their page with, sends
 OpenMetrics as soon as it is named, whatever its quality (0.26, `choose_encoder`), with `_created` series that nobody reads and with
 `vllm_` for `vllm:`. A server that has nothing else may send it; both formats are read."""
-_HTML: Final = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
 class EndpointTimeoutError(CollectError, httpx.TimeoutException, TimeoutError):
@@ -61,11 +60,6 @@ class PageFetcher(Protocol):
     async def aclose(self) -> None:
         """Close the connections."""
         ...
-
-
-def looks_like_html(body: bytes) -> bool:
-    """Whether a body begins as an HTML or XML document does."""
-    return _HTML.match(body) is not None
 
 
 def base_url(endpoint: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -10,6 +11,7 @@ from perf_service.collectors.layout import Layout
 from perf_service.collectors.series_syntax import Series
 from perf_service.models.errors import CollectError, ErrorReason
 
+_HTML: Final = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 _FAMILY_SUFFIXES: Final = ("_bucket", "_sum", "_count", "_total", "_created", "_info", "_gsum", "_gcount")
 
 
@@ -84,3 +86,8 @@ def too_many_series(limit: int) -> CollectError:
         f"The metrics page has more than {limit} series. Check that the address is that of one engine, or raise the limit.",
         {"limit_series": str(limit)},
     )
+
+
+def looks_like_html(body: bytes) -> bool:
+    """Whether a body begins as an HTML or XML document does."""
+    return _HTML.match(body) is not None

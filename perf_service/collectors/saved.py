@@ -14,7 +14,7 @@ from typing import Final
 
 from perf_service.collectors.dialects import detect_engine
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
-from perf_service.collectors.fetch import looks_like_html
+from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason

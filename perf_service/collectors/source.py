@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
-from perf_service.collectors.fetch import FetchedPage, PageFetcher, looks_like_html
+from perf_service.collectors.fetch import FetchedPage, PageFetcher
+from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
 from perf_service.collectors.turns import Turns
 from perf_service.models.errors import CollectError, ErrorReason

@@ -17,8 +17,8 @@ from perf_service.collectors.fetch import (
     EndpointStatusError,
     EndpointTimeoutError,
     EndpointUnreachableError,
-    looks_like_html,
 )
+from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.prometheus.matchers import parse_matchers
 from perf_service.collectors.prometheus.matrix import read_matrix
 from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
