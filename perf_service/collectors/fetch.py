@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import httpx
 
@@ -68,26 +69,35 @@ def base_url(endpoint: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path.removesuffix("/metrics"), "", ""))
 
 
-def metrics_url(endpoint: str) -> str:
-    """The page's URL, of a base URL, a /metrics URL or a plain host:port.
+def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, instead: str = "") -> SplitResult:
+    """The parts of an http or https URL with a host and without credentials; http where no scheme is told.
 
-    Raises:
-        CollectError: ENDPOINT_INVALID when it is not an http or https URL with a host, or carries credentials.
+    `invalid(url, why)` makes the error that is raised otherwise; `instead` says where credentials go.
     """
-    text = endpoint.strip()
+    text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise invalid(endpoint, str(error)) from error
+        raise invalid(url, str(error)) from error
     if parts.scheme not in ("http", "https"):
-        raise invalid(endpoint, f"its scheme is {parts.scheme!r}, not http or https")
+        raise invalid(url, f"its scheme is {parts.scheme!r}, not http or https")
     if not host or any(char.isspace() or ord(char) < 32 for char in text):
-        raise invalid(endpoint, "it has no host" if not host else "it contains white space")
+        raise invalid(url, "it has no host" if not host else "it contains white space")
     if parts.username is not None or parts.password is not None:
-        raise invalid(f"{parts.scheme}://...@{host}", "it carries credentials, which would end up in logs")
+        raise invalid(f"{parts.scheme}://...@{host}", f"it carries credentials, which would end up in logs{instead}")
+    return parts
+
+
+def metrics_url(endpoint: str) -> str:
+    """The page's URL, of a base URL, a /metrics URL or a plain host:port.
+
+    Raises:
+        CollectError: ENDPOINT_INVALID when it is not an http or https URL with a host, or carries credentials.
+    """
+    parts = checked_parts(endpoint, invalid)
     path = parts.path.rstrip("/")
     if not path.endswith("/metrics"):
         path += "/metrics"

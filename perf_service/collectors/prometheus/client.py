@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 import httpx
 
@@ -17,6 +17,7 @@ from perf_service.collectors.fetch import (
     EndpointStatusError,
     EndpointTimeoutError,
     EndpointUnreachableError,
+    checked_parts,
 )
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.prometheus.matchers import parse_matchers
@@ -50,20 +51,7 @@ def api_url(url: str, method: str) -> tuple[str, list[tuple[str, str]]]:
     Raises:
         CollectError: ENDPOINT_INVALID when the base is not an http or https URL with a host, or carries credentials.
     """
-    text = url.strip()
-    if "://" not in text:
-        text = f"http://{text}"
-    try:
-        parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise _invalid(url, str(error)) from error
-    if parts.scheme not in ("http", "https"):
-        raise _invalid(url, f"its scheme is {parts.scheme!r}, not http or https")
-    if not host or any(char.isspace() or ord(char) < 32 for char in text):
-        raise _invalid(url, "it has no host" if not host else "it contains white space")
-    if parts.username is not None or parts.password is not None:
-        raise _invalid(f"{parts.scheme}://...@{host}", "it carries credentials, which would end up in logs; give a token or a header")
+    parts = checked_parts(url, _invalid, instead="; give a token or a header")
     path = parts.path.rstrip("/")
     for ending in ("/api/v1/query_range", "/api/v1/query", "/api/v1", "/graph", "/query"):
         path = path.removesuffix(ending)
