@@ -30,14 +30,15 @@ def lateness(arrivals: list[float], interval: float, begin: float, end: float) -
     """Seconds after the even beat of one replica, and how many beats were missed, between two times."""
     times = [time for time in arrivals if begin <= time < end]
     if not times:
-        return [], int((end - begin) / interval)
+        return [], round((end - begin) / interval)
     beats = [round((time - times[0]) / interval) for time in times]
     offsets = [time - beat * interval for time, beat in zip(times, beats, strict=True)]
     # The beat as it is without delay. Not the very earliest: a scrape that came more than half an interval late looks early for the next.
     anchor = quantile(sorted(offsets), 0.1)
     late = [max(0.0, offset - anchor) for offset in offsets]
     missed = sum(max(0, b - a - 1) for a, b in pairwise(beats))
-    missed += max(0, int((end - times[-1]) / interval))
+    # A beat that fell due just before either end is on the other side of it when it came late: missed is what stays out for half a beat.
+    missed += sum(max(0, int(gap / interval - 0.5)) for gap in (times[0] - begin, end - times[-1]))
     return late, missed
 
 
