@@ -7,11 +7,11 @@ coding); a response that is merely odd is read.
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable
 from typing import Final
 
 from perf_service.collectors.exposition import body_too_large
+from perf_service.collectors.gunzip import DamagedGzipError, gunzip
 
 _MAX_HEAD_BYTES: Final = 64 * 1024
 _MAX_CHUNK_LINE_BYTES: Final = 4 * 1024
@@ -227,14 +227,7 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
         return body
     if name not in ("gzip", "x-gzip"):
         raise UnreadableBodyError(f"it is encoded as {encoding[:40]!r}, which was not asked for")
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        # One byte more than allowed is enough to know; a small body can unpack to gigabytes.
-        text = inflate.decompress(body, limit + 1)
-    except zlib.error as error:
+        return gunzip(body, limit)
+    except DamagedGzipError as error:
         raise UnreadableBodyError(f"the gzip body is damaged: {error}") from error
-    if len(text) > limit:
-        raise body_too_large(limit)
-    if not inflate.eof:
-        raise UnreadableBodyError("the gzip body is cut off")
-    return text

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Final
 
 from perf_service.collectors.dialects import detect_engine
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
+from perf_service.collectors.gunzip import DamagedGzipError, gunzip
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
 from perf_service.models.config import EngineConfig
@@ -93,16 +91,11 @@ def unpacked(page: bytes, name: str, limit: int = DEFAULT_MAX_BODY_BYTES) -> byt
     if not page.startswith(_GZIP):
         return page
     try:
-        # One byte beyond the limit is enough to know; a small file can unpack to gigabytes.
-        with gzip.GzipFile(fileobj=io.BytesIO(page)) as packed:
-            text = packed.read(limit + 1)
-    except EOFError as error:
-        raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged gzip: it ends too early") from error
-    except (OSError, zlib.error) as error:
+        return gunzip(page, limit)
+    except DamagedGzipError as error:
         raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{name} is damaged gzip: {error}") from error
-    if len(text) > limit:
-        raise _too_large(name, limit)
-    return text
+    except CollectError as error:
+        raise _too_large(name, limit) from error
 
 
 def snapshots_of(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import zlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ import httpcore
 import httpx
 
 from perf_service.collectors.exposition import body_too_large
+from perf_service.collectors.gunzip import DamagedGzipError, Gunzip
 from perf_service.models.errors import CollectError, ErrorReason
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -174,24 +174,22 @@ class _LimitedStream(httpx.AsyncByteStream):
     def __init__(self, response: httpcore.Response, limit: int, is_gzip: bool) -> None:
         self._response = response
         self._limit = limit
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16) if is_gzip else None
+        self._gunzip = Gunzip(limit) if is_gzip else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        raw = read = 0
+        raw = 0
         try:
             async for chunk in self._response.aiter_stream():
                 raw += len(chunk)
-                part = self._inflate.decompress(chunk, self._limit - read + 1) if self._inflate is not None else chunk
-                read += len(part)
-                if max(raw, read) > self._limit:
+                if raw > self._limit:
                     raise body_too_large(self._limit)
-                yield part
-        except zlib.error as error:
+                yield chunk if self._gunzip is None else self._gunzip.feed(chunk)
+            if self._gunzip is not None:
+                self._gunzip.finish()
+        except DamagedGzipError as error:
             raise httpx.DecodingError(f"the gzip body is damaged: {error}") from error
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise _as_httpx(error) from error
-        if self._inflate is not None and raw and not self._inflate.eof:
-            raise httpx.DecodingError("the gzip body is cut off")
 
     async def aclose(self) -> None:
         await self._response.aclose()

@@ -96,9 +96,10 @@ async def test_a_real_page_over_a_kept_connection() -> None:
     assert "accept-encoding: gzip" in requests[0].lower()
 
 
-async def test_a_packed_page() -> None:
-    packed = http(gzip.compress(PAGE), headers="Content-Type: text/plain\r\nContent-Encoding: gzip\r\n")
-    async with serving(answering(packed)) as url:
+@pytest.mark.parametrize("parts", [[PAGE], [PAGE[:5000], b"", PAGE[5000:]]], ids=["one member", "several members"])
+async def test_a_packed_page(parts: list[bytes]) -> None:
+    packed = b"".join(map(gzip.compress, parts))
+    async with serving(answering(http(packed, headers="Content-Type: text/plain\r\nContent-Encoding: gzip\r\n"))) as url:
         snapshot = await VLLMCollector().collect("i", url)
     assert snapshot.counters[Counter.PREEMPTIONS] == 17
 
