@@ -79,13 +79,15 @@ def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, inst
         text = f"http://{text}"
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise invalid(url, str(error)) from error
     if parts.scheme not in ("http", "https"):
         raise invalid(url, f"its scheme is {parts.scheme!r}, not http or https")
     if not host or any(char.isspace() or ord(char) < 32 for char in text):
         raise invalid(url, "it has no host" if not host else "it contains white space")
+    if port == 0:
+        raise invalid(url, "nothing listens on port 0")
     if parts.username is not None or parts.password is not None:
         raise invalid(f"{parts.scheme}://...@{host}", f"it carries credentials, which would end up in logs{instead}")
     return parts

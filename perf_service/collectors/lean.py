@@ -255,7 +255,7 @@ class LeanFetcher:
             ACCEPT.encode(),
             self._encoding.encode(),
         )
-        return _Route(url, host, parsed.port or (443 if is_tls else 80), is_tls, head)
+        return _Route(url, host, (443 if is_tls else 80) if parsed.port is None else parsed.port, is_tls, head)
 
 
 def _bound(memo: dict[str, Any]) -> None:

@@ -17,12 +17,12 @@ from typing import Final
 import httpcore
 import httpx
 
+from perf_service.collectors.addresses import Address, forms_of
 from perf_service.collectors.exposition import body_too_large
 from perf_service.collectors.gunzip import DamagedGzipError, Gunzip
 from perf_service.models.errors import CollectError, ErrorReason
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_DENIED_NETWORKS: Final[tuple[_Network, ...]] = (
     ipaddress.ip_network("169.254.0.0/16"),
@@ -47,7 +47,11 @@ _HTTPCORE_TO_HTTPX: Final[tuple[tuple[type[Exception], type[httpx.TransportError
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """Which addresses may be fetched from. A denied network wins; a non-empty `allowed` admits nothing else."""
+    """Which addresses may be fetched from. A denied network wins; a non-empty `allowed` admits nothing else.
+
+    Denied is also what only leads to a denied address (`addresses.forms_of`): 64:ff9b::a9fe:a9fe is 169.254.169.254 behind a NAT64.
+    Allowed is only what is itself allowed: who fetches through a NAT64 adds its prefix.
+    """
 
     denied: tuple[_Network, ...] = DEFAULT_DENIED_NETWORKS
     allowed: tuple[_Network, ...] = ()
@@ -64,16 +68,21 @@ class NetworkPolicy:
 
     def check(self, host: str, address: str) -> None:
         """Raise CollectError (ENDPOINT_FORBIDDEN) unless the address that `host` resolved to may be reached."""
-        ip: _Address = ipaddress.ip_address(address.partition("%")[0])
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        if any(ip in network for network in self.denied) or (self.allowed and not any(ip in net for net in self.allowed)):
-            raise CollectError(
-                ErrorReason.ENDPOINT_FORBIDDEN,
-                f"{host} is at {ip}, which is not among the networks that may be fetched from. "
-                "Change the endpoint, or the service's allowed and denied networks.",
-                {"host": host, "address": str(ip)},
-            )
+        forms = forms_of(address)
+        denied = next((ip for ip in forms if _is_in(ip, self.denied)), None)
+        if denied is None and (not self.allowed or _is_in(forms[0], self.allowed)):
+            return
+        at = denied or forms[0]
+        raise CollectError(
+            ErrorReason.ENDPOINT_FORBIDDEN,
+            f"{host} is at {at}, which is not among the networks that may be fetched from. "
+            "Change the endpoint, or the service's allowed and denied networks.",
+            {"host": host, "address": str(at)},
+        )
+
+
+def _is_in(address: Address, networks: Iterable[_Network]) -> bool:
+    return any(address in network for network in networks)
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

@@ -40,7 +40,19 @@ def test_endpoints_become_page_urls(endpoint: str, url: str) -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["", "http://", "ftp://h", "file:///etc/passwd", "http://h:99999", "http://h h", "http://user:hush@h", "http://[::1", "javascript://h"],
+    [
+        "",
+        "http://",
+        "ftp://h",
+        "file:///etc/passwd",
+        "http://h:99999",
+        "http://h h",
+        "http://user:hush@h",
+        "http://[::1",
+        "javascript://h",
+        "http://h:0",
+        "h:0",
+    ],
 )
 def test_other_endpoints_are_refused(endpoint: str) -> None:
     with pytest.raises(CollectError) as error:
