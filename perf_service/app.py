@@ -37,11 +37,14 @@ from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loo
 from perf_service.settings import Settings, describe, engine_environment
 from perf_service.storage.buffer import SnapshotBuffer
 from perf_service.storage.history import History, HistoryPolicy
+from perf_service.storage.listing import all_fleets, all_instances
 from perf_service.storage.ports import Store
 from perf_service.storage.store import SqlStore, ordered_id, random_id
 from perf_service.storage.tables import REVISIONS
 from perf_service.targets.registry import TargetPool
 from perf_service.targets.supervision import LocalSupervision
+from perf_service.workflows.backfilling import Backfilling
+from perf_service.workflows.collecting import Collecting
 from perf_service.workflows.manager import WorkflowManager
 from perf_service.workflows.pipeline import Pipeline
 
@@ -137,15 +140,12 @@ class App:
         )
         policy = history_policy(settings)
         self._history = History(self.store, policy)
-        self.pipeline = Pipeline(
-            self.store,
-            source=source,
-            history=scraped,
-            retention_seconds=policy.retention_seconds,
-            imported=self._history.look_back,
-            clock=time.time,
-            new_id=random_id,
+        told = self._history.look_back
+        self.collecting = Collecting(self.store, source, clock=time.time, new_id=random_id, imported=told)
+        self.backfilling = Backfilling(
+            self.store, scraped, clock=time.time, new_id=random_id, retention_seconds=policy.retention_seconds, imported=told
         )
+        self.pipeline = Pipeline(self.store, self.collecting, clock=time.time, new_id=random_id)
         self._buffer = SnapshotBuffer(self.store, trouble=self._not_kept)
         self.scheduler = ScrapeScheduler(
             source,
@@ -214,6 +214,8 @@ class App:
         settings = self.settings
         return Services(
             store=self.store,
+            collecting=self.collecting,
+            backfilling=self.backfilling,
             pipeline=self.pipeline,
             manager=self.manager,
             clock=time.time,
@@ -252,28 +254,12 @@ class App:
         self._tasks.append(asyncio.create_task(forever(), name=name))
 
     async def _adopt_instances(self) -> None:
-        for instance in await self._instances():
+        for instance in await all_instances(self.store):
             self.scheduler.add(instance)
 
-    async def _instances(self, fleet_id: str | None = None) -> list[Instance]:
-        found: list[Instance] = []
-        token = ""
-        while True:
-            page = await self.store.list_instances(fleet_id=fleet_id, page_size=500, page_token=token)
-            found += page.items
-            token = page.next_page_token
-            if not token:
-                return found
-
     async def _local_fleets(self) -> list[tuple[Fleet, list[Instance]]]:
-        found: list[tuple[Fleet, list[Instance]]] = []
-        token = ""
-        while True:
-            page = await self.store.list_fleets(page_size=500, page_token=token)
-            found += [(fleet, await self._instances(fleet.fleet_id)) for fleet in page.items if fleet.target.kind is TargetKind.LOCAL]
-            token = page.next_page_token
-            if not token:
-                return found
+        local = [fleet for fleet in await all_fleets(self.store) if fleet.target.kind is TargetKind.LOCAL]
+        return [(fleet, await all_instances(self.store, fleet.fleet_id)) for fleet in local]
 
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
         if instance.prometheus is not None and snapshot.collected_at is not None:

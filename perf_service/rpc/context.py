@@ -10,6 +10,8 @@ from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.rpc.interceptors.access import principal
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.storage.ports import Store
+from perf_service.workflows.backfilling import Backfilling
+from perf_service.workflows.collecting import Collecting
 from perf_service.workflows.manager import WorkflowManager
 from perf_service.workflows.pipeline import Pipeline
 
@@ -42,6 +44,8 @@ class Services:
     """Everything that a servicer may use. `registered` and `deregistered` tell the background scraper."""
 
     store: Store
+    collecting: Collecting
+    backfilling: Backfilling
     pipeline: Pipeline
     manager: WorkflowManager
     clock: Callable[[], float]

@@ -4,68 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
-from typing import Protocol
 
-from perf_service.collectors.fetch import Fetcher
-from perf_service.collectors.source import DirectScrape, MetricsSource
-from perf_service.models.errors import ConflictError, ErrorReason, InvalidArgumentError, NotFoundError, PerfServiceError, WrongStateError
-from perf_service.models.fleet import Fleet, Instance, TargetKind, TargetSpec
-from perf_service.models.metrics import Engine, Snapshot
-from perf_service.models.plan import Plan
-from perf_service.models.workflow import Event, EventKind, RolloutPolicy, Workflow, WorkflowRequest, WorkflowStatus
+from perf_service.collectors.on_demand import OnDemandScrape
+from perf_service.collectors.source import MetricsSource
+from perf_service.models.errors import ConflictError, ErrorReason
+from perf_service.models.fleet import Instance
+from perf_service.models.workflow import Event, EventKind, Workflow, WorkflowRequest, WorkflowStatus
 from perf_service.storage.ports import Page, Store
-from perf_service.storage.store import SqlStore
-from perf_service.targets.base import Target
-from perf_service.targets.dry_run import DryRunTarget
-from perf_service.targets.missing import MissingTarget
+from perf_service.storage.store import SqlStore, random_id
 from perf_service.targets.registry import TargetPool
+from perf_service.workflows.admission import Admission
+from perf_service.workflows.collecting import Collecting
 from perf_service.workflows.draft import Draft
 from perf_service.workflows.machine import command
 from perf_service.workflows.observer import Observer
-from perf_service.workflows.pipeline import Pipeline, implied_instance
-from perf_service.workflows.reconciler import IDLE_WAIT_SECONDS, LeaseLostError, Reconciler, Scene, Wait
-from perf_service.workflows.stages import default_policy, without_waiting
+from perf_service.workflows.pipeline import Pipeline
+from perf_service.workflows.reconciler import IDLE_WAIT_SECONDS, LeaseLostError, Reconciler, Wait
+from perf_service.workflows.scenes import Scenes, TargetProvider
 from perf_service.workflows.types import Abort, Approve, Command, Pause, Promote, Reject, Resume
 
 _COMMAND_TRIES = 20
 _WATCH_BATCH = 200
-
-
-class TargetProvider(Protocol):
-    """Open targets, one a fleet."""
-
-    async def get(self, fleet: Fleet, instances: Sequence[Instance], *, spec: TargetSpec | None = None) -> Target:
-        """The fleet's target. Raises TargetError."""
-        ...
-
-
-def random_id(prefix: str) -> str:
-    """`prefix-` and 20 random hex digits."""
-    return f"{prefix}-{uuid.uuid4().hex[:20]}"
-
-
-class _OwnScrape:
-    """A direct scrape whose connections are opened at first use and closed when nothing runs: for use without a server."""
-
-    def __init__(self) -> None:
-        self._fetcher: Fetcher | None = None
-        self._scrape: DirectScrape | None = None
-
-    async def snapshot(self, instance: Instance, now: float) -> Snapshot:
-        if self._scrape is None:
-            self._fetcher = Fetcher()
-            self._scrape = DirectScrape(self._fetcher)
-        return await self._scrape.snapshot(instance, now)
-
-    async def aclose(self) -> None:
-        fetcher, self._fetcher, self._scrape = self._fetcher, None, None
-        if fetcher is not None:
-            await fetcher.aclose()
 
 
 class WorkflowManager:
@@ -91,20 +52,22 @@ class WorkflowManager:
         instance_changed: Callable[[Instance], None] = lambda instance: None,
     ) -> None:
         self._store: Store = store if store is not None else SqlStore.open("sqlite://", clock=clock)
-        self._own_scrape = None if source is not None or pipeline is not None else _OwnScrape()
-        self._pipeline = pipeline or Pipeline(self._store, source=source or self._own_scrape or _OwnScrape(), clock=clock, new_id=new_id)
+        self._own_scrape = OnDemandScrape() if source is None and pipeline is None else None
+        if pipeline is None:
+            collecting = Collecting(self._store, source or self._own_scrape or OnDemandScrape(), clock=clock, new_id=new_id)
+            pipeline = Pipeline(self._store, collecting, clock=clock, new_id=new_id)
+        self._pipeline = pipeline
         self._own_targets = TargetPool(clock=clock) if targets is None else None
-        self._targets: TargetProvider = targets or self._own_targets or TargetPool(clock=clock)
+        self._scenes = Scenes(self._store, pipeline.pages, targets or self._own_targets or TargetPool(clock=clock), clock=clock)
+        self._admission = Admission(self._store, pipeline.pages, clock=clock, new_id=new_id)
         self._clock = clock
-        self._new_id = new_id
         self._wait: Wait = wait or self._store.wait_for_events
-        self._dry_runs: dict[str, Target] = {}
         self._running = 0
         self._loop_task: asyncio.Task[None] | None = None
         self._reconciler = Reconciler(
             self._store,
             Observer(self._pipeline, clock),
-            self._scene,
+            self._scenes.of,
             clock=clock,
             owner=random_id("manager"),
             wait=wait,
@@ -131,7 +94,7 @@ class WorkflowManager:
         Raises InvalidArgumentError, INSTANCE_NOT_FOUND, FLEET_NOT_FOUND, PLAN_NOT_FOUND, PLAN_STALE, PLAN_EMPTY, REQUEST_ID_REUSED,
         WORKFLOW_ACTIVE_ON_FLEET.
         """
-        workflow = await self._new_workflow(request)
+        workflow = await self._admission.workflow_of(request)
         draft = Draft(workflow, self._clock())
         what = f"plan {request.plan_id}" if request.plan_id else "given changes" if request.changes else "collect, analyze, optimize"
         draft.emit(EventKind.STATE_CHANGED, f"started{f' by {request.requested_by}' if request.requested_by else ''}: {what}")
@@ -164,7 +127,7 @@ class WorkflowManager:
                     return await self._reconciler.drive(lease)
         finally:
             self._running -= 1
-            self._dry_runs.pop(workflow_id, None)
+            self._scenes.forget(workflow_id)
             if not self._running and self._own_scrape is not None and not self._loop_runs():
                 await self._own_scrape.aclose()
 
@@ -277,132 +240,3 @@ class WorkflowManager:
                 if error.reason is not ErrorReason.ETAG_MISMATCH or attempt + 1 == _COMMAND_TRIES:
                     raise
         raise AssertionError("unreachable")
-
-    # --- making a workflow ---
-
-    async def _new_workflow(self, request: WorkflowRequest) -> Workflow:
-        engine = _engine(request.instance_type)
-        if request.plan_id:
-            plan = _usable(await self._store.get_plan(request.plan_id), self._clock())
-            if not request.instance_id and not request.fleet_id:
-                known = "" if plan.fleet_id else plan.instance_id
-                request = replace(request, fleet_id=plan.fleet_id, instance_id=known, instance_type=plan.engine.value)
-                engine = plan.engine
-        if not request.instance_id and not request.fleet_id:
-            raise InvalidArgumentError("name an instance, a fleet or a plan to roll out", field="instance_id")
-        fleet, instance = await self._fleet_and_instance(request, engine)
-        engine = fleet.engine if fleet else instance.engine if instance else engine
-        policy = without_waiting(request.policy or default_policy(_checked(request)), auto_rollout=request.auto_rollout)
-        check_policy(policy)
-        target = fleet.target if fleet and not request.dry_run else TargetSpec()
-        now = self._clock()
-        return Workflow(
-            workflow_id=self._new_id("wf"),
-            request=request,
-            engine=engine,
-            fleet_id=fleet.fleet_id if fleet else request.instance_id,
-            instance_id=request.instance_id,
-            target=target,
-            dry_run=target.kind is TargetKind.DRY_RUN,
-            policy=policy,
-            slo_targets=request.slo_targets or (fleet.slo_targets if fleet else ()),
-            message="started",
-            created_at=now,
-            updated_at=now,
-            phase_started_at=now,
-        )
-
-    async def _fleet_and_instance(self, request: WorkflowRequest, engine: Engine) -> tuple[Fleet | None, Instance | None]:
-        instance = None
-        if request.instance_id:
-            with contextlib.suppress(NotFoundError):
-                instance = await self._store.get_instance(request.instance_id)
-        fleet_id = request.fleet_id or (instance.fleet_id if instance else "")
-        if fleet_id:
-            fleet = await self._store.get_fleet(fleet_id)
-            await self._pipeline.members(fleet_id)
-            return fleet, instance
-        return None, instance or implied_instance(request.instance_id, engine)
-
-    async def _scene(self, workflow: Workflow) -> Scene:
-        """The instances and the target that a workflow acts on, as they are registered now.
-
-        A target that cannot be had any more (its options were spoilt, its directory is gone) is one that fails at every call: the rollout
-        is then held and undone like after any other trouble with a target, instead of standing still without a word.
-        """
-        lone = workflow.fleet_id == workflow.instance_id
-        instances: tuple[Instance, ...] = ()
-        fleet: Fleet | None = None
-        with contextlib.suppress(NotFoundError, InvalidArgumentError):  # deleted, or without any instance by now
-            fleet = await self._store.get_fleet(workflow.fleet_id)
-            instances = await self._pipeline.members(workflow.fleet_id)
-        if lone and not instances:
-            try:
-                instances = (await self._store.get_instance(workflow.instance_id),)
-            except NotFoundError:
-                instances = (implied_instance(workflow.instance_id, workflow.engine),)
-        if workflow.target.kind is TargetKind.DRY_RUN:
-            target = self._dry_runs.get(workflow.workflow_id)
-            if target is None:
-                target = self._dry_runs[workflow.workflow_id] = DryRunTarget(workflow.fleet_id, instances, self._clock)
-        else:
-            owner = fleet or Fleet(workflow.fleet_id, workflow.engine, target=workflow.target)
-            try:
-                target = await self._targets.get(owner, instances, spec=workflow.target)
-            except PerfServiceError as error:
-                target = MissingTarget(error)
-        return Scene(instances, target)
-
-
-def check_policy(policy: RolloutPolicy) -> None:
-    """Raises InvalidArgumentError where a policy makes no sense, naming the field."""
-    percents = [stage.percent for stage in policy.stages]
-    if not percents:
-        raise InvalidArgumentError("a rollout needs at least one stage", field="policy.stages")
-    for index, stage in enumerate(policy.stages):
-        where = f"policy.stages[{index}]"
-        if not 0 < stage.percent <= 100:
-            raise InvalidArgumentError(f"percent must be above 0 and at most 100, not {stage.percent:g}", field=f"{where}.percent")
-        if not (math.isfinite(stage.bake_seconds) and stage.bake_seconds > 0):
-            raise InvalidArgumentError(f"bake_seconds must be positive, not {stage.bake_seconds:g}", field=f"{where}.bake_seconds")
-        if stage.min_samples < 1 or stage.min_requests < 0:
-            raise InvalidArgumentError("min_samples must be 1 or more and min_requests not negative", field=where)
-    if percents != sorted(set(percents)):
-        raise InvalidArgumentError(f"stages must grow, but are {', '.join(f'{p:g} %' for p in percents)}", field="policy.stages")
-    if percents[-1] != 100:
-        raise InvalidArgumentError(f"the last stage must be 100 %, not {percents[-1]:g} %", field="policy.stages")
-    for name in ("sample_interval_seconds", "hold_limit_seconds", "apply_timeout_seconds", "rollback_timeout_seconds"):
-        value = getattr(policy, name)
-        if not (math.isfinite(value) and value > 0):
-            raise InvalidArgumentError(f"{name} must be positive, not {value:g}", field=f"policy.{name}")
-    if not 0 < policy.false_alarm_probability < 1:
-        raise InvalidArgumentError("false_alarm_probability must lie between 0 and 1", field="policy.false_alarm_probability")
-    if policy.slo_failures < 1 or policy.slo_window < policy.slo_failures:
-        raise InvalidArgumentError("slo_failures must be 1 or more and not above slo_window", field="policy.slo_failures")
-
-
-def _usable(plan: Plan, now: float) -> Plan:
-    """The plan. Raises WrongStateError where a rollout of it would end at once."""
-    if plan.empty:
-        text = f"plan {plan.plan_id} changes nothing, so there is nothing to roll out: {plan.summary or 'read its advice'}"
-        raise WrongStateError(ErrorReason.PLAN_EMPTY, text, {"plan_id": plan.plan_id})
-    if plan.expires_at and now > plan.expires_at:
-        raise WrongStateError(ErrorReason.PLAN_STALE, f"plan {plan.plan_id} has expired: make a new one", {"plan_id": plan.plan_id})
-    return plan
-
-
-def _checked(request: WorkflowRequest) -> WorkflowRequest:
-    seconds = request.monitoring_duration_seconds
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidArgumentError(f"monitoring_duration_seconds must be positive, not {seconds:g}", field="monitoring_duration_seconds")
-    return request
-
-
-def _engine(name: str) -> Engine:
-    try:
-        return Engine(name.lower())
-    except ValueError as error:
-        known = ", ".join(e.value for e in Engine)
-        raise InvalidArgumentError(
-            f"instance_type {name!r} is not an engine; known: {known}", field="instance_type", reason=ErrorReason.ENGINE_UNKNOWN
-        ) from error

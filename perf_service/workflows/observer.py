@@ -88,7 +88,7 @@ class Observer:
         interval = workflow.policy.sample_interval_seconds
         problems = await self._scrape(instances, older_than=interval * 0.9)
         now = self._clock()
-        series = await self._pipeline.series(instances, _range_start(workflow, workflow.phase_started_at, now), now)
+        series = await self._pipeline.pages.series(instances, _range_start(workflow, workflow.phase_started_at, now), now)
         wanted = workflow.status is WorkflowStatus.PREFLIGHT
         return replace(
             seen,
@@ -154,11 +154,11 @@ class Observer:
         start = workflow.samples[-1].end if workflow.samples else settled
         due = wants_sample(workflow, self._clock())
         since = max(settled, start - _BASE_INTERVALS * workflow.policy.sample_interval_seconds) - 1e-6
-        series = await self._pipeline.series(instances, since, self._clock())
+        series = await self._pipeline.pages.series(instances, since, self._clock())
         if due or any(not series[i.instance_id] for i in instances):
             problems = await self._scrape(instances, older_than=0.0)
             seen = replace(seen, collect_problems=problems)
-            series = await self._pipeline.series(instances, since, self._clock())
+            series = await self._pipeline.pages.series(instances, since, self._clock())
         series = {name: from_base(pages, start) for name, pages in series.items()}
         if due:
             seen = replace(seen, sample=self._sample(workflow, series, start))
@@ -187,13 +187,13 @@ class Observer:
 
     async def _finalize(self, seen: Observation, workflow: Workflow, instances: Sequence[Instance]) -> Observation:
         settled = settled_at(workflow) or self._clock()
-        series = await self._pipeline.series(instances, settled - 1e-6, self._clock())
+        series = await self._pipeline.pages.series(instances, settled - 1e-6, self._clock())
         # Before was all replicas: a part of them, as after a promotion without a bake, would be no after.
         keys = measures.keys_for(workflow.slo_targets)
         found = measure_range(series, keys, need_all=not workflow.dry_run)
         if found is None and not workflow.dry_run:
             await self._scrape(instances, older_than=workflow.policy.sample_interval_seconds * 0.9)
-            series = await self._pipeline.series(instances, settled - 1e-6, self._clock())
+            series = await self._pipeline.pages.series(instances, settled - 1e-6, self._clock())
             found = measure_range(series, keys, need_all=True)
         if found is None and workflow.dry_run:
             found = Measured(settled, self._clock())
@@ -223,7 +223,7 @@ class Observer:
                 if latest and older_than and self._clock() - (latest.collected_at or 0.0) < older_than:
                     return None
                 try:
-                    await self._pipeline.collect_from(instance)
+                    await self._pipeline.collecting.collect_from(instance)
                 except Exception as error:
                     return replace(_problem(error), instance_id=instance.instance_id)
                 return None

@@ -27,11 +27,11 @@ class CollectServicer(pb_grpc.CollectServiceServicer):
         self._s = services
 
     async def CollectMetrics(self, request: pb.CollectMetricsRequest, context: Any) -> pb.CollectMetricsResponse:
-        return pb.CollectMetricsResponse(snapshot=SNAPSHOT.to_proto(await self._s.pipeline.collect(request.instance_id)))
+        return pb.CollectMetricsResponse(snapshot=SNAPSHOT.to_proto(await self._s.collecting.collect(request.instance_id)))
 
     async def ImportMetrics(self, request: pb.ImportMetricsRequest, context: Any) -> pb.ImportMetricsResponse:
         engine = _ENGINE.decode(request.engine)
-        snapshot = await self._s.pipeline.import_page(
+        snapshot = await self._s.collecting.import_page(
             request.instance_id,
             request.page,
             engine=None if engine is ABSENT else engine,
@@ -42,7 +42,7 @@ class CollectServicer(pb_grpc.CollectServiceServicer):
     async def BackfillMetrics(self, request: pb.BackfillMetricsRequest, context: Any) -> pb.BackfillMetricsResponse:
         end = seconds(request.range.end) if request.range.HasField("end") else self._s.clock()
         start = seconds(request.range.start) if request.range.HasField("start") else end - _BACKFILL_SECONDS
-        done = await self._s.pipeline.backfill(request.instance_id, start, end)
+        done = await self._s.backfilling.backfill(request.instance_id, start, end)
         response = pb.BackfillMetricsResponse(imported=done.imported, already_stored=done.already_stored)
         response.first_collected_at.CopyFrom(timestamp(done.first.collected_at or start))
         response.last_collected_at.CopyFrom(timestamp(done.last.collected_at or end))

@@ -71,11 +71,11 @@ class OptimizeServicer(pb_grpc.OptimizeServiceServicer):
 
     async def GetTrackRecord(self, request: pb.GetTrackRecordRequest, context: Any) -> pb.GetTrackRecordResponse:
         engine, cause = ENGINE.decode(request.engine), CAUSE.decode(request.cause)
-        record = await self._s.pipeline.track_record(
-            engine=None if engine is ABSENT else engine, cause=None if cause is ABSENT else cause.value
+        ledger = await self._s.store.ledger(
+            engine=None if engine is ABSENT else engine.value, cause=None if cause is ABSENT else cause.value
         )
-        entries, token = _page(record.entries, request)
-        return pb.GetTrackRecordResponse(track_record=summary(record.entries), entries=map(entry_to_proto, entries), next_page_token=token)
+        entries, token = _page(ledger, request)
+        return pb.GetTrackRecordResponse(track_record=summary(ledger), entries=map(entry_to_proto, entries), next_page_token=token)
 
 
 def _page(items: Sequence[T], request: Any) -> tuple[Sequence[T], str]:

@@ -47,7 +47,7 @@ class ScalerServicer(pb_grpc.ExternalScalerServicer):
         if request.metricName != METRIC:
             raise InvalidArgumentError(f"there is no metric {request.metricName!r}, only {METRIC!r}", field="metricName")
         fleet = await self._s.store.get_fleet(_fleet_id(request.scaledObjectRef))
-        instances, now = await self._s.pipeline.members(fleet.fleet_id), self._s.clock()
+        instances, now = await self._s.pipeline.pages.members(fleet.fleet_id), self._s.clock()
         analysis = await self._s.pipeline.analyze_range(
             instances, fleet_id=fleet.fleet_id, start=now - ANALYZED_SECONDS, end=now, slo_targets=fleet.slo_targets, keep=False
         )

@@ -40,7 +40,7 @@ class Metronome:
 async def members(services: Services, request: Any) -> tuple[Instance, ...]:
     """The instances that a request with a `subject` is about. Raises INSTANCE_NOT_FOUND, FLEET_NOT_FOUND, NOT_ENOUGH_DATA."""
     if request.fleet_id:
-        return await services.pipeline.members(request.fleet_id)
+        return await services.pipeline.pages.members(request.fleet_id)
     return (await services.store.get_instance(request.instance_id),)
 
 

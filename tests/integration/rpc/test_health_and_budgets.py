@@ -210,15 +210,15 @@ async def test_watches_of_one_fleet_share_a_bounded_look(app: App, remote: Remot
     for name in names:
         await app.store.add_snapshots([page(name, now - 200 + 10 * n, 100.0 * n, 0) for n in range(20)])
     looks: list[int] = []
-    real = app.pipeline.series
+    real = app.pipeline.pages.series
 
     async def counted(*args: Any, **more: Any) -> Any:
         found = await real(*args, **more)
         looks.append(max(map(len, found.values())))
         return found
 
-    monkeypatch.setattr("perf_service.workflows.pipeline.LOOK_PAGES", 14)
-    monkeypatch.setattr(app.pipeline, "series", counted)
+    monkeypatch.setattr("perf_service.workflows.stored_pages.LOOK_PAGES", 14)
+    monkeypatch.setattr(app.pipeline.pages, "series", counted)
     fleet_id = (await app.store.get_instance(names[0])).fleet_id
     watches = [
         remote.analyze.WatchHealth(analyze_service_pb2.WatchHealthRequest(fleet_id=fleet_id, interval_seconds=3600)) for _ in range(10)

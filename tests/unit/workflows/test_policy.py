@@ -7,8 +7,8 @@ import pytest
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
 from perf_service.models.workflow import RolloutPolicy, StagePolicy, WorkflowRequest
-from perf_service.workflows.manager import check_policy
-from perf_service.workflows.pipeline import implied_instance
+from perf_service.workflows.admission import check_policy
+from perf_service.workflows.collecting import implied_instance
 from perf_service.workflows.stages import default_policy
 
 

@@ -10,7 +10,7 @@ import pytest
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.fleet import Instance, PrometheusSource
 from perf_service.models.metrics import Engine, IssueCode, Snapshot
-from perf_service.workflows.pipeline import Pipeline
+from perf_service.workflows.backfilling import Backfilling
 
 NOW, KEPT = 100_000.0, 36_000.0
 
@@ -22,10 +22,9 @@ class World:
         self.stored: list[Snapshot] = []
         self.asked: list[tuple[float, float]] = []
         self.told: list[float] = []
-        self.pipeline = Pipeline(
+        self.past = Backfilling(
             cast("Any", self),
-            source=cast("Any", None),
-            history=self,
+            self,
             retention_seconds=KEPT,
             imported=self.told.append,
             clock=lambda: NOW,
@@ -49,16 +48,16 @@ class World:
 
 async def test_what_is_kept_is_imported_whole() -> None:
     world = World()
-    done = await world.pipeline.backfill("i", NOW - KEPT, NOW)
+    done = await world.past.backfill("i", NOW - KEPT, NOW)
     assert (done.imported, done.last.quality.issues) == (2, ())
     assert world.told == [NOW - KEPT + 1, NOW - 1]
-    again = await world.pipeline.backfill("i", NOW - KEPT, NOW)
+    again = await world.past.backfill("i", NOW - KEPT, NOW)
     assert (again.imported, again.already_stored, len(world.told)) == (0, 2, 2)
 
 
 async def test_what_is_older_is_left_out_and_told() -> None:
     world = World()
-    done = await world.pipeline.backfill("i", NOW - 2 * KEPT, NOW)
+    done = await world.past.backfill("i", NOW - 2 * KEPT, NOW)
     assert world.asked == [(NOW - KEPT, NOW)]
     (issue,) = done.last.quality.issues
     assert issue.code is IssueCode.TRUNCATED
@@ -68,5 +67,5 @@ async def test_what_is_older_is_left_out_and_told() -> None:
 async def test_a_range_that_is_older_as_a_whole_is_refused() -> None:
     world = World()
     with pytest.raises(InvalidArgumentError, match="older than what is kept, 10 h"):
-        await world.pipeline.backfill("i", 0.0, NOW - KEPT)
+        await world.past.backfill("i", 0.0, NOW - KEPT)
     assert (world.asked, world.stored) == ([], [])
