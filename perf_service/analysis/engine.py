@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_events, trust, upgrade
+from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_events, rules_queue, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.slo_monitor import evaluate
 from perf_service.collectors.fleet_window import fleet_window
@@ -15,7 +15,6 @@ from perf_service.models.analysis import (
     Analysis,
     Bottleneck,
     Cause,
-    Severity,
     SLOState,
     SLOStatus,
     Verdict,
@@ -222,16 +221,21 @@ def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus
     return _result(found, quality, unmeasured, (), None, verdict, f"Not enough evidence: {reason}")
 
 
+_CAPACITY = (Cause.PREFILL_COMPUTE, Cause.DECODE_BOUND, Cause.OVERLOAD)
+
+
 def _conclusion(
     found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], scored: health.Scored | None
 ) -> tuple[Verdict, str]:
     if bottlenecks:
         root = bottlenecks[0]
         verdict = root.verdict
-        minor = all(b.severity is Severity.LOW for b in bottlenecks) and root.cause is not Cause.UNDER_USE
         certain = any(s.state is SLOState.MISSED and not s.target.builtin for s in statuses)
-        if minor and not certain and verdict is Verdict.SCALE:
-            verdict = Verdict.NOTHING_TO_DO  # a note against a default that nobody asked for, or an objective not missed for certain
+        if verdict is Verdict.SCALE and root.cause in _CAPACITY and not certain and not rules_queue.saturated(found):
+            # To spend money takes an objective of the operator or a queue; a default that is missed is a note.
+            own = any(not s.target.builtin for s in statuses)
+            why = "no objective is missed for certain" if own else "only a built-in default is missed, no objective of yours"
+            return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and requests do not queue up. {root.description}"
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict in (Verdict.TUNE, Verdict.SCALE):
             verdict = Verdict.WAIT
@@ -241,6 +245,14 @@ def _conclusion(
         return Verdict.NOT_ENOUGH_EVIDENCE, "Not enough evidence: neither latency nor load is on the page."
     if scored is None:
         return Verdict.NOTHING_TO_DO, _NO_LOAD
+    missed = [s for s in statuses if s.state is SLOState.MISSED]
+    backwards = next((s.target for s in missed if s.target.is_backwards), None)
+    if missed and backwards is None:
+        told = " ".join(s.message for s in missed)
+        return Verdict.NOT_ENOUGH_EVIDENCE, f"Not enough evidence: {told} Nothing piles up, and no other cause shows."
+    if backwards is not None:
+        text = f"the objective {backwards} is missed because it is the wrong way round: it would be met by the worst"
+        return Verdict.NOTHING_TO_DO, f"Nothing to do: {text}; nothing piles up (health {scored[0]:.0f} of 100)."
     undecided = [s.metric_name for s in statuses if s.state is SLOState.UNDECIDED]
     text = f"no objective is missed for certain ({', '.join(undecided)}: undecided)" if undecided else "no objective is missed"
     return Verdict.NOTHING_TO_DO, f"Nothing to do: {text} and nothing piles up (health {scored[0]:.0f} of 100)."

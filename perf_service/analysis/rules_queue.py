@@ -54,6 +54,21 @@ def significant(facts: Facts) -> bool:
     return gauge >= (t.WAITING_GAUGE_SINGLE_MIN.value if single else t.WAITING_GAUGE_MIN.value)
 
 
+def saturated(facts: Facts) -> bool:
+    """Whether the data show, without any objective, that more is asked than can be served: requests suffer in the queue, it outgrows
+    what runs, or it was never empty at five scrapes or more."""
+    if not significant(facts):
+        return False
+    suffers = (facts.queue or 0.0) >= t.QUEUE_SUFFERING_SECONDS.value and (facts.queue_share or 0.0) >= t.QUEUE_SUFFERING_SHARE.value
+    if suffers and not facts.window.lifetime:  # totals since the start may be of a queue that is long gone
+        return True
+    waiting, ran = facts.waiting, facts.running.mean if facts.running else 0.0
+    if waiting is None:
+        return False
+    never_empty = waiting.samples >= t.SCRAPES_TELLING.value and waiting.min > 0
+    return never_empty or waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)
+
+
 def _waits_without_time(facts: Facts) -> bool:
     """The same where the time is unknown, or, of a life, its idle part: as many wait for each that runs as the queue is longer than
     the service."""

@@ -35,6 +35,7 @@ WAITING_GAUGE_SINGLE_MIN: Final = Threshold(5.0, "requests", "one page only; llm
 QUEUE_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of TTFT spent queued from which the queue is worth curing")
 QUEUE_SUFFERING_SECONDS: Final = Threshold(1.0, "s", "a person notices the break in flow at 1 s (Nielsen 1993)")
 QUEUE_SUFFERING_SHARE: Final = Threshold(0.5, "ratio", "more time waiting than being served before the first token")
+SCRAPES_TELLING: Final = Threshold(5.0, "scrapes", "a queue that empties half the time is seen full at so many once in 32 times")
 
 KV_FREE_MAX: Final = Threshold(0.8, "ratio", "below it KV cache is not why requests wait (llm-d saturation threshold 0.80)")
 KV_FULL: Final = Threshold(0.95, "ratio", "within one request of a full pool on small pools; SGLang docs expect > 0.9 in use")

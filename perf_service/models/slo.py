@@ -55,6 +55,15 @@ _SUFFIX = re.compile(r"^(?P<name>.+?)(?:_(?P<stat>mean|avg|p(?P<q>\d{1,2}(?:\.\d
 _EXPRESSION = re.compile(r"^\s*(?P<metric>[a-zA-Z][\w.]*)\s*(?P<op><=|>=|<|>)\s*(?P<value>[0-9.eE+-]+)\s*(?P<unit>ms|s|%)?\s*$")
 
 
+_DIRECTIONS = {
+    "error_ratio": Comparison.LESS_THAN,
+    "throughput_tokens_per_second": Comparison.GREATER_THAN,
+    "requests_per_second": Comparison.GREATER_THAN,
+    "prefix_cache_hit_ratio": Comparison.GREATER_THAN,
+}
+"""The way in which a rate is better; KV cache use may be wanted high or low."""
+
+
 @dataclass(frozen=True, slots=True)
 class SLOTarget:
     """One objective, e.g. `SLOTarget("ttft_p95", 0.5, "less_than")`: the 95th percentile of TTFT below 0.5 s.
@@ -101,6 +110,12 @@ class SLOTarget:
         """The histogram it is read from, None for a rate or ratio."""
         return SLO_METRICS.get(self.base_metric)
 
+    @property
+    def is_backwards(self) -> bool:
+        """Whether the worst values would meet it: a floor under a latency or errors, a ceiling over a throughput or a hit ratio."""
+        wanted = Comparison.LESS_THAN if self.histogram is not None else _DIRECTIONS.get(self.base_metric)
+        return wanted is not None and self.comparison is not wanted
+
     def met_by(self, value: float) -> bool:
         """Whether a measured value meets the objective."""
         return value <= self.target_value if self.comparison is Comparison.LESS_THAN else value >= self.target_value
@@ -113,8 +128,9 @@ class SLOTarget:
 def parse_slo(text: str) -> SLOTarget:
     """An objective from `ttft_p95<0.5`, `itl<50ms`, `throughput>1000`.
 
-    Raises InvalidArgumentError: not of this form, no such metric, or a value that no measurement could miss or meet, as a slip of
-    unit or sign makes it (a time of 100 and more needs its unit, a ratio lies within 0 and 1, a rate has no unit).
+    Raises InvalidArgumentError: not of this form, no such metric, a value that no measurement could miss or meet, as a slip of
+    unit or sign makes it (a time of 100 and more needs its unit, a ratio lies within 0 and 1, a rate has no unit), or the wrong way
+    round (`ttft_p95>0.5`).
     """
     match = _EXPRESSION.match(text)
     if not match:
@@ -137,6 +153,9 @@ def _slip(target: SLOTarget, value: str, unit: str) -> str:
     """Why a well-formed objective cannot be meant; empty where it can."""
     if target.target_value < 0:
         return f"{target.metric_name} is never below zero"
+    if target.is_backwards:
+        sign, word = ("<", "at most") if target.comparison is Comparison.GREATER_THAN else (">", "at least")
+        return f"it would be met by the worst; {target.metric_name} is to be {word} so much: write {target.metric_name}{sign}{value}{unit}"
     if target.histogram is not None:
         if unit == "%":
             return f"{target.metric_name} is a time; write for example {target.metric_name}<500ms"

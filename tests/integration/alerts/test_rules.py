@@ -15,7 +15,7 @@ from perf_service.analysis.alerts.render import Form, command_of, render, table
 from perf_service.collectors.dialects import dialect_of
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
-from perf_service.models.slo import parse_slo
+from perf_service.models.slo import SLOTarget, parse_slo
 
 ROOT = Path(__file__).parents[3]
 COMMON = {"up", "process_start_time_seconds"}
@@ -175,7 +175,7 @@ def test_own_objectives_move_the_limits_of_the_causes() -> None:
         ({"objectives": (parse_slo("ttft<0.5"),)}, "percentile"),
         ({"objectives": (parse_slo("ttft_p20<0.5"),)}, "percentile"),
         ({"objectives": (parse_slo("throughput>10"),)}, "upper bound"),
-        ({"objectives": (parse_slo("ttft_p95>0.5"),)}, "upper bound"),
+        ({"objectives": (SLOTarget("ttft_p95", 0.5, "greater_than"),)}, "upper bound"),
         ({"objectives": (parse_slo("ttft_p95<0"),)}, "above 0"),
     ],
 )

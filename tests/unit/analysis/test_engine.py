@@ -128,3 +128,40 @@ def test_one_page_with_many_waiting_is_no_small_matter_whatever_its_totals_say(p
     for engine, body in ((Engine.TGI, text), (Engine.VLLM, "vllm:num_requests_running 8\nvllm:num_requests_waiting 50\n")):
         root = AnalysisEngine().analyze(page(body, engine)).bottlenecks[0]
         assert (root.type, root.severity) == (BottleneckType.QUEUE_BUILDUP, Severity.MEDIUM)
+
+
+def test_an_objective_the_wrong_way_round_is_called_so(page: Callable[..., Snapshot]) -> None:
+    analysis = AnalysisEngine().analyze(page(GOOD), slo_targets=[SLOTarget("ttft", 0.5, "greater_than")])
+    assert "wrong way round" in analysis.summary
+    assert "No objective is missed" not in analysis.summary
+
+
+def test_a_missed_objective_without_a_cause_is_not_denied(page: Callable[..., Snapshot]) -> None:
+    analysis = AnalysisEngine().analyze(page(GOOD), slo_targets=[SLOTarget("kv_cache_usage_ratio", 0.2, "less_than")])
+    assert analysis.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert "KV cache use is 30.0 %" in analysis.summary
+
+
+BUSY = {
+    Hist.TTFT_SECONDS: 0.3, Hist.QUEUE_SECONDS: 0.0, Hist.PREFILL_SECONDS: 0.1, Hist.DECODE_SECONDS: 4.0, Hist.INFERENCE_SECONDS: 4.1,
+    Hist.E2E_SECONDS: 4.3, Hist.PROMPT_TOKENS: 16.0, Hist.GENERATION_TOKENS: 40.0, Hist.ITL_SECONDS: 0.11,
+}  # fmt: skip
+
+
+def test_a_missed_default_asks_for_no_replica_and_an_objective_of_ones_own_does(window: Callable[..., Window]) -> None:
+    busy = window(BUSY, {Gauge.RUNNING_REQUESTS: [50.0] * 6, Gauge.WAITING_REQUESTS: [0.0] * 6})
+    by_default, by_wish = (AnalysisEngine().analyze(busy, slo_targets=goals) for goals in (None, [SLOTarget("itl", 0.05, "less_than")]))
+    assert by_default.bottlenecks[0].cause is by_wish.bottlenecks[0].cause is Cause.DECODE_BOUND
+    assert by_default.verdict is Verdict.NOTHING_TO_DO
+    assert "built-in default" in by_default.summary
+    assert by_wish.verdict is Verdict.SCALE
+
+
+def test_a_queue_that_never_empties_asks_for_a_replica_without_any_objective(window: Callable[..., Window]) -> None:
+    limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+    times = {Hist.TTFT_SECONDS: 3.0, Hist.QUEUE_SECONDS: 2.0, Hist.PREFILL_SECONDS: 1.0, Hist.INFERENCE_SECONDS: 5.0, Hist.E2E_SECONDS: 7.0}
+    gauges = {Gauge.RUNNING_REQUESTS: [9.0, 7.0] * 3, Gauge.WAITING_REQUESTS: [8.0] * 6}
+    full = window(BUSY | times | {Hist.PROMPT_TOKENS: 4000.0}, gauges, config=limits)
+    analysis = AnalysisEngine().analyze(full)
+    assert analysis.bottlenecks[0].cause is Cause.PREFILL_COMPUTE
+    assert analysis.verdict is Verdict.SCALE

@@ -53,6 +53,24 @@ def test_a_large_value_that_can_be_meant_is_taken(text: str) -> None:
     assert parse_slo(text).target_value > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("ttft_p95>0.5", "ttft_p95<0.5"),
+        ("itl>=50ms", "itl<50ms"),
+        ("error_ratio>1%", "error_ratio<1%"),
+        ("throughput<500", "throughput>500"),
+    ],
+)
+def test_an_objective_the_wrong_way_round_is_refused(text: str, meant: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"write {meant}"):
+        parse_slo(text)
+
+
+def test_kv_cache_use_may_be_wanted_high_or_low() -> None:
+    assert parse_slo("kv_cache_usage_ratio<0.9").comparison != parse_slo("kv_cache_usage_ratio>0.3").comparison
+
+
 def test_a_wrong_comparison_names_the_two_allowed_ones() -> None:
     with pytest.raises(InvalidArgumentError, match=r"less_than.*greater_than.*'below'"):
         SLOTarget("ttft", 0.1, "below")
