@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from perf_service.models.config import ConfigChange, EngineConfig, KnobValue
 from perf_service.models.fleet import Hardware
@@ -69,6 +69,7 @@ class Predictor:
         notes: list[str] = []
         fitted: StepFit | None = None
         spread = False
+        seen = _Seen(load.requests_per_second, _mean_of(parts, Hist.ITL_SECONDS))
         hypotheses = budgets_of(config, made, load)
         for assumed in hypotheses:
             limits = scenarios_of(engine, assumed.over(config), made, parts, load, version, self._catalogue, budget_told=not len(assumed))
@@ -82,7 +83,7 @@ class Predictor:
                 baseline = _baseline(config, parts, load, tuple(notes))
                 return baseline, _nothing(after, limits.impossible, *notes), ()
             spread = spread or len(limits.after) > 1
-            runs += _runs(load, fitted, limits) if made else []
+            runs += seen.weighed(_runs(load, fitted, limits)) if made else []
         if fitted is None:
             raise AssertionError("there is always one hypothesis")
         if any(p is not w for p, w in zip(parts, given, strict=True)):
@@ -100,6 +101,33 @@ class Predictor:
 
 
 # ---- Running the model ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was measured, to weigh hypotheses of an untold limit by: each ran the model for the present, too."""
+
+    requests_per_second: float | None
+    itl_seconds: float | None
+
+    def weighed(self, runs: Runs) -> Runs:
+        """The runs of one hypothesis, lighter the further its present lies from what was measured; never below a fiftieth, as the
+        model itself errs by the tolerances."""
+        misfit = 0.0
+        for measured, of, tolerance in (
+            (self.requests_per_second, lambda s: s.requests_per_second, 0.15),
+            (self.itl_seconds, lambda s: s.itl, 0.2),
+        ):
+            modelled = weighted_quantile([(w, of(now)) for w, now, _ in runs], 0.5) if runs else 0.0
+            if measured and modelled > 0:
+                misfit += (math.log(measured / modelled) / tolerance) ** 2
+        weight = max(0.02, math.exp(-0.5 * misfit))
+        return [(w * weight, now, after) for w, now, after in runs]
+
+
+def _mean_of(windows: Sequence[Window], hist: Hist) -> float | None:
+    found = observed(windows, hist)
+    return found.mean.value if found else None
 
 
 def _runs(load: Workload, fitted: StepFit, limits: Scenarios) -> Runs:

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perf_service.collectors.fleet_window import fleet_window
+from perf_service.collectors.saved import read_saved, snapshots_of
+from perf_service.collectors.window import windows_of
 from perf_service.models.config import EngineConfig
 from perf_service.models.metrics import Engine, Hist
 from perf_service.models.plan import Calibration, Direction, Estimate, PredictedEffect, Prediction
 from perf_service.optimization.predictor import Limits, Predictor, Request, StepCost, fit, read_workload, steady
 from perf_service.optimization.predictor.estimates import interval, weighted_quantile
 from perf_service.optimization.predictor.steptime import UNKNOWN_PRIOR, Observation
-from tests.support.real_runs import client, overall, windows
+from tests.support.real_runs import CAPTURES, client, overall, windows
 
 # (before, after, launch args as they were, the change)
 PAIRS = [
@@ -209,3 +211,18 @@ def test_conservativeness_of_sglang(value: float, direction: Direction | None) -
     assert any("conservativeness" in n for n in prediction.notes)
     if direction:
         assert by_metric["throughput_tokens_per_second"].direction is direction
+
+
+def test_a_token_budget_that_is_not_told_is_weighed_by_what_was_measured() -> None:
+    """The hypotheses of an untold budget are held against the measured rate and ITL: the prediction is then that of the told one."""
+    saved = snapshots_of(read_saved(CAPTURES.parent / "held_out" / "prefill_budget64"), "prefill_budget64")
+
+    def predicted(**told: int) -> Prediction:
+        return Predictor().predict(windows_of(saved), EngineConfig.of(told), {"max_num_batched_tokens": 512})[1]
+
+    known, hidden = predicted(max_num_batched_tokens=64, max_num_seqs=16), predicted()
+    for of in ("ttft_seconds", "itl_seconds", "e2e_seconds"):
+        assert getattr(hidden, of).mean.value == pytest.approx(getattr(known, of).mean.value, rel=0.1), of
+    assert known.itl_seconds is not None
+    assert hidden.itl_seconds is not None
+    assert hidden.itl_seconds.mean.high >= known.itl_seconds.mean.high
