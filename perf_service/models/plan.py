@@ -12,6 +12,7 @@ from perf_service.models.analysis import Cause, Evidence, Severity
 from perf_service.models.config import ConfigChange, EngineConfig
 from perf_service.models.fleet import Hardware
 from perf_service.models.metrics import Engine
+from perf_service.models.slo import SLOTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,26 @@ class Optimization:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectiveForecast:
+    """One objective of the operator under a set of changes."""
+
+    target: SLOTarget
+    value: Estimate | None = None  # in the unit of the target; of the no-op: as measured. None: not predictable
+    met: bool | None = None  # judged by the value itself, of the no-op as measured; None: not known
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOption:
+    """One way to go that was weighed: some changes, or none at all (the no-op)."""
+
+    changes: tuple[ConfigChange, ...] = ()  # empty: the no-op
+    objectives: tuple[ObjectiveForecast, ...] = ()
+    benefit: float = 0.0  # weighted natural log of the predicted improvement less the risk; of the no-op 0
+    chosen: bool = False
+    note: str = ""  # why it is not taken
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Ordered optimizations merged into one consistent config, with the no-op beside it."""
 
@@ -143,6 +164,7 @@ class Plan:
     plan_id: str = ""
     plan_hash: str = ""
     summary: str = ""
+    options: tuple[PlanOption, ...] = ()  # what was weighed, best first; the no-op is always among them
     created_at: float = 0.0
     expires_at: float = 0.0  # 0: never
 

@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from perf_service.v1 import analysis_pb2 as _analysis_pb2
 from perf_service.v1 import config_pb2 as _config_pb2
 from perf_service.v1 import engine_pb2 as _engine_pb2
+from perf_service.v1 import slo_pb2 as _slo_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -420,6 +421,84 @@ class Optimization(_message.Message):
 Global___Optimization: _TypeAlias = Optimization  # noqa: Y015
 
 @_typing.final
+class ObjectiveForecast(_message.Message):
+    """One objective of the operator under a set of changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    MET_FIELD_NUMBER: _builtins.int
+    met: _builtins.bool
+    """Judged by the value itself, of the no-op as measured. Absent: not known."""
+    @_builtins.property
+    def target(self) -> _slo_pb2.SLOTarget:
+        """The objective."""
+
+    @_builtins.property
+    def value(self) -> Global___Estimate:
+        """In the unit of the target; of the no-op: as measured. Absent: not predictable."""
+
+    def __init__(
+        self,
+        *,
+        target: _slo_pb2.SLOTarget | None = ...,
+        value: Global___Estimate | None = ...,
+        met: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_met", b"_met", "met", b"met", "target", b"target", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_met", b"_met", "met", b"met", "target", b"target", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__met: _TypeAlias = _typing.Literal["met"]  # noqa: Y015
+    _WhichOneofArgType__met: _TypeAlias = _typing.Literal["_met", b"_met"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__met) -> _WhichOneofReturnType__met | None: ...
+
+Global___ObjectiveForecast: _TypeAlias = ObjectiveForecast  # noqa: Y015
+
+@_typing.final
+class PlanOption(_message.Message):
+    """One way to go that was weighed: some changes, or none at all (the no-op)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    OBJECTIVES_FIELD_NUMBER: _builtins.int
+    BENEFIT_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    benefit: _builtins.float
+    """Weighted natural logarithm of the predicted improvement less the risk; of the no-op 0."""
+    chosen: _builtins.bool
+    """Whether it is what the plan proposes."""
+    note: _builtins.str
+    """Why it is not taken."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_config_pb2.ConfigChange]:
+        """Empty: the no-op."""
+
+    @_builtins.property
+    def objectives(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectiveForecast]:
+        """The operator's objectives with these changes."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[_config_pb2.ConfigChange] | None = ...,
+        objectives: _abc.Iterable[Global___ObjectiveForecast] | None = ...,
+        benefit: _builtins.float = ...,
+        chosen: _builtins.bool = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benefit", b"benefit", "changes", b"changes", "chosen", b"chosen", "note", b"note", "objectives", b"objectives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanOption: _TypeAlias = PlanOption  # noqa: Y015
+
+@_typing.final
 class Plan(_message.Message):
     """Ordered optimizations merged into one consistent config, with the no-op beside it. Immutable."""
 
@@ -447,6 +526,7 @@ class Plan(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     """Assigned when stored."""
     plan_hash: _builtins.str
@@ -513,6 +593,12 @@ class Plan(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """A rollout of it is refused afterwards. Absent: never."""
 
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanOption]:
+        """What was weighed, best first; the no-op is always among them. Where the operator has objectives, a value of a knob is proposed
+        only if the prediction itself (the middle of its interval) breaks none that is met.
+        """
+
     def __init__(
         self,
         *,
@@ -538,10 +624,11 @@ class Plan(_message.Message):
         summary: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        options: _abc.Iterable[Global___PlanOption] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "created_at", b"created_at", "current_config", b"current_config", "expires_at", b"expires_at", "hardware", b"hardware", "prediction", b"prediction", "proposed_config", b"proposed_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "analysis_id", b"analysis_id", "baseline", b"baseline", "changes", b"changes", "command_line", b"command_line", "created_at", b"created_at", "current_config", b"current_config", "diff", b"diff", "effects", b"effects", "engine", b"engine", "engine_version", b"engine_version", "estimated_total_improvement", b"estimated_total_improvement", "expires_at", b"expires_at", "fleet_id", b"fleet_id", "hardware", b"hardware", "instance_id", b"instance_id", "optimizations", b"optimizations", "plan_hash", b"plan_hash", "plan_id", b"plan_id", "prediction", b"prediction", "proposed_config", b"proposed_config", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "analysis_id", b"analysis_id", "baseline", b"baseline", "changes", b"changes", "command_line", b"command_line", "created_at", b"created_at", "current_config", b"current_config", "diff", b"diff", "effects", b"effects", "engine", b"engine", "engine_version", b"engine_version", "estimated_total_improvement", b"estimated_total_improvement", "expires_at", b"expires_at", "fleet_id", b"fleet_id", "hardware", b"hardware", "instance_id", b"instance_id", "optimizations", b"optimizations", "options", b"options", "plan_hash", b"plan_hash", "plan_id", b"plan_id", "prediction", b"prediction", "proposed_config", b"proposed_config", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

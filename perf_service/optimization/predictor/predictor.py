@@ -113,12 +113,10 @@ class _Seen:
     def weighed(self, runs: Runs) -> Runs:
         """The runs of one hypothesis, lighter the further its present lies from what was measured; never below a fiftieth, as the
         model itself errs by the tolerances."""
+        rates, itls = [(w, now.requests_per_second) for w, now, _ in runs], [(w, now.itl) for w, now, _ in runs]
         misfit = 0.0
-        for measured, of, tolerance in (
-            (self.requests_per_second, lambda s: s.requests_per_second, 0.15),
-            (self.itl_seconds, lambda s: s.itl, 0.2),
-        ):
-            modelled = weighted_quantile([(w, of(now)) for w, now, _ in runs], 0.5) if runs else 0.0
+        for measured, values, tolerance in ((self.requests_per_second, rates, 0.15), (self.itl_seconds, itls, 0.2)):
+            modelled = weighted_quantile(values, 0.5) if values else 0.0
             if measured and modelled > 0:
                 misfit += (math.log(measured / modelled) / tolerance) ** 2
         weight = max(0.02, math.exp(-0.5 * misfit))
