@@ -14,7 +14,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -31,6 +31,7 @@ from perf_service.collectors.transport import NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError, StoreError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
+from perf_service.models.redaction import redacted
 from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loopback
@@ -350,21 +351,32 @@ def configure_logging(settings: Settings) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    ends: list[Any] = [structlog.processors.format_exc_info, _without_secrets, renderer]
     # The lower floors and the libraries log the standard way: the same lines come of it. Libraries tell every step at INFO, which is
     # nobody's concern here.
     stream: Any = _Log(sys.stderr)
     handler = logging.StreamHandler(stream)
-    ends: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer]
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name], processors=ends)
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
+        )
     )
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, *ends],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def _without_secrets(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Errors of the libraries below name the URLs they were given."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = redacted(value)
+    return event
 
 
 def _features(settings: Settings) -> list[str]:

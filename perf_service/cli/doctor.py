@@ -29,6 +29,7 @@ from perf_service.cli.settings_text import parse_settings
 from perf_service.models.config import EngineConfig, KnobValue
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
 from perf_service.models.metrics import Engine, IssueCode
+from perf_service.models.redaction import redacted
 from perf_service.models.slo import SLOTarget, parse_slo
 
 if TYPE_CHECKING:
@@ -187,9 +188,9 @@ async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, i
     async with Fetcher() as fetcher:
         for index in range(2):
             if index:
-                with working(f"waiting {interval:g} s for the second page of {url}"):
+                with working(f"waiting {interval:g} s for the second page of {redacted(url)}"):
                     await asyncio.sleep(interval)
-            with working(f"reading {url}"):
+            with working(f"reading {redacted(url)}"):
                 page = await fetcher.fetch(url)
             check_page(page.url, page.body)
             pages.append(SavedPage(page.url, page.body, time.time()))

@@ -28,6 +28,7 @@ from perf_service.cli.remote import (
 )
 from perf_service.cli.settings_text import parse_settings
 from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.redaction import MASK, redacted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -136,6 +137,8 @@ def update(
     match: MatchOption = None,
     header: HeaderOption = None,
     token_file: TokenFileOption = None,
+    clear_token: Annotated[bool, typer.Option("--clear-token", help="Forget the bearer token of its Prometheus.")] = False,
+    clear_headers: Annotated[bool, typer.Option("--clear-headers", help="Forget the headers for its Prometheus.")] = False,
     label: Labels = None,
     etag: Etag = "",
     request_id: RequestIdOption = "",
@@ -146,6 +149,8 @@ def update(
     """Change what is given; the rest stays. So do the token, the headers and --match of the same --prometheus URL."""
     from perf_service.v1 import fleet_service_pb2 as pb
 
+    if (clear_token and token_file) or (clear_headers and header):
+        raise InvalidArgumentError("--clear-token or --token-file, --clear-headers or --header: not both", field="--clear-token")
     if not prometheus:
         _no_source_options(match, header, token_file)
     given = {
@@ -159,6 +164,9 @@ def update(
         "prometheus": prometheus or None,
     }
     paths = [path for path, value in given.items() if value is not None]
+    if not prometheus:
+        cleared = {"prometheus.bearer_token": clear_token, "prometheus.headers": clear_headers}
+        paths += [path for path, is_cleared in cleared.items() if is_cleared]
     if not paths:
         raise InvalidArgumentError("nothing to change: give --endpoint, --fleet, --config, ... (see --help)", field="update_mask")
     # Required fields of the message are sent as they are, and left out of the mask.
@@ -169,8 +177,14 @@ def update(
             setattr(instance, path, given[path])
     if config is not None:
         instance.config.CopyFrom(config_of(parse_settings(config, option="--config")))
+    if (clear_token or clear_headers) and not (prometheus or instance.HasField("prometheus")):
+        raise InvalidArgumentError(f"{instance_id} is not read from a Prometheus, so there is nothing to clear", field="--clear-token")
     if prometheus:
         instance.prometheus.CopyFrom(_changed_source(instance.prometheus, prometheus, match, header, token_file))
+    if clear_token:
+        instance.prometheus.ClearField("bearer_token")
+    if clear_headers:
+        instance.prometheus.ClearField("headers")
     if label is not None:
         instance.labels.clear()
         instance.labels.update(labels_of(label, option="--label"))
@@ -211,9 +225,9 @@ def _source(url: str, match: list[str] | None, header: list[str] | None, token_f
 
 def _changed_source(stored: Any, url: str, match: list[str] | None, header: list[str] | None, token_file: Path | None) -> Any:
     """As `_source`; of the stored source of the same URL what is not told anew stays. Its secrets are masked, which keeps them."""
-    if stored.url.rstrip("/") != url.rstrip("/"):
+    if stored.url.rstrip("/") != redacted(url).rstrip("/"):
         return _source(url, match, header, token_file)
-    told = _source(stored.url, match or [stored.match], header, token_file)
+    told = _source(url if MASK in stored.url else stored.url, match or [stored.match], header, token_file)
     told.bearer_token = told.bearer_token or stored.bearer_token
     if not header:
         told.headers.update(stored.headers)

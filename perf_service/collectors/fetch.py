@@ -16,6 +16,7 @@ from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
 from perf_service.models.errors import CollectError, ErrorReason
+from perf_service.models.redaction import redacted
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
@@ -77,6 +78,8 @@ def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, inst
     text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
+    if "@" in text:
+        url = redacted(text)  # with its scheme, by which a login is known
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
@@ -89,7 +92,7 @@ def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, inst
     if port == 0:
         raise invalid(url, "nothing listens on port 0")
     if parts.username is not None or parts.password is not None:
-        raise invalid(f"{parts.scheme}://...@{host}", f"it carries credentials, which would end up in logs{instead}")
+        raise invalid(url, f"it carries credentials, which would end up in logs{instead}")
     return parts
 
 

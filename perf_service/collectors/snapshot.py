@@ -20,6 +20,7 @@ from perf_service.collectors.series_syntax import Series
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel, Snapshot
+from perf_service.models.redaction import redacted
 
 _MAX_PLANS: Final = 32
 _MAX_PLANNED_SERIES: Final = 5_000
@@ -67,8 +68,8 @@ class SnapshotBuilder:
     ) -> Snapshot:
         """The typed content of a page. `collected_at` is unix seconds, None where a saved page's time is unknown.
 
-        `config` holds what is known from elsewhere; it wins over what the page tells. Both text formats are read alike; a
-        `content_type` of OpenMetrics makes a page without `# EOF` one that was cut.
+        Of an `endpoint` no secret is kept. `config` holds what is known from elsewhere; it wins over what the page tells. Both text
+        formats are read alike; a `content_type` of OpenMetrics makes a page without `# EOF` one that was cut.
 
         Raises:
             CollectError: BODY_TOO_LARGE or TOO_MANY_SERIES when the page exceeds the limits.
@@ -94,7 +95,7 @@ class SnapshotBuilder:
             engine_version=engine_version,
             model_name=reading.model_name,
             process_start_time=reading.process_start_time,
-            endpoint=endpoint,
+            endpoint=redacted(endpoint),
             derived=tuple(dict.fromkeys(reading.derived)),
             quality=DataQuality(_once(issues), known),
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from perf_service.models.redaction import redacted
+
 
 class ErrorReason(StrEnum):
     """Machine-readable cause of an error. Mirrors `perf_service.v1.ErrorReason`."""
@@ -80,7 +82,8 @@ class PerfServiceError(Exception):
     """Base of every expected failure.
 
     `metadata` holds each dynamic value of the message, so that a program need not parse prose.
-    `retry_after_seconds` is set where the same call may succeed later.
+    `retry_after_seconds` is set where the same call may succeed later. Errors end up in logs and with callers: secrets in the URLs of
+    either are masked here, so that no one who raises need think of it.
     """
 
     def __init__(
@@ -91,10 +94,10 @@ class PerfServiceError(Exception):
         *,
         retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = redacted(message)
+        super().__init__(self.message)
         self.reason = reason
-        self.message = message
-        self.metadata: dict[str, str] = dict(metadata or {})
+        self.metadata: dict[str, str] = {name: redacted(value) for name, value in (metadata or {}).items()}
         self.retry_after_seconds = retry_after_seconds
 
 

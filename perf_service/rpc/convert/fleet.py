@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.fleet import Fleet, Instance, PrometheusSource, TargetSpec
+from perf_service.models.redaction import MASK, redacted
 from perf_service.rpc.convert import config as _config
 from perf_service.rpc.convert import slo as _slo
 from perf_service.rpc.convert.mirror import Mirror
@@ -18,14 +18,13 @@ FLEET = Mirror(Fleet, fleet_pb2.Fleet)
 PROMETHEUS_SOURCE = Mirror(PrometheusSource, instance_pb2.PrometheusSource)
 INSTANCE = Mirror(Instance, instance_pb2.Instance)
 
-MASK: Final = "***"
-"""Stands for a secret that is set."""
-
 
 def shown_instance(instance: Instance) -> instance_pb2.Instance:
     """The message of an instance for callers: secrets masked."""
     message = INSTANCE.to_proto(instance)
+    message.endpoint = redacted(instance.endpoint)
     if instance.prometheus is not None:
+        message.prometheus.url = redacted(instance.prometheus.url)
         if message.prometheus.bearer_token:
             message.prometheus.bearer_token = MASK
         for name in message.prometheus.headers:
@@ -39,17 +38,31 @@ def with_secrets(instance: Instance, stored: Instance | None) -> Instance:
     Raises InvalidArgumentError where nothing is stored for a mask, or the URL is another one: a secret is never sent to an address that
     its owner did not tell it for.
     """
-    told = instance.prometheus
-    if told is None or (told.bearer_token != MASK and MASK not in told.headers.values()):
-        return instance
-    kept = stored.prometheus if stored is not None else None
-    known = kept.headers if kept is not None else {}
-    if kept is None or kept.url != told.url or any(value == MASK and name not in known for name, value in told.headers.items()):
-        raise InvalidArgumentError(
-            f"{MASK!r} stands for a secret that is stored for this instance and this Prometheus URL; there is none: send the token and the "
-            "headers themselves",
-            field="instance.prometheus",
-        )
-    token = kept.bearer_token if told.bearer_token == MASK else told.bearer_token
-    headers = {name: known[name] if value == MASK else value for name, value in told.headers.items()}
-    return replace(instance, prometheus=replace(told, bearer_token=token, headers=headers))
+    told = replace(instance, endpoint=_unmasked(instance.endpoint, stored.endpoint if stored else "", "instance.endpoint"))
+    if told.prometheus is None:
+        return told
+    kept = stored.prometheus if stored else None
+    source = replace(told.prometheus, url=_unmasked(told.prometheus.url, kept.url if kept else "", "instance.prometheus.url"))
+    if source.bearer_token == MASK or MASK in source.headers.values():
+        known = kept.headers if kept else {}
+        if kept is None or kept.url != source.url or any(value == MASK and name not in known for name, value in source.headers.items()):
+            raise InvalidArgumentError(
+                f"{MASK!r} stands for a secret that is stored for this instance and this Prometheus URL; there is none: send the token and "
+                "the headers themselves",
+                field="instance.prometheus",
+            )
+        token = kept.bearer_token if source.bearer_token == MASK else source.bearer_token
+        headers = {name: known[name] if value == MASK else value for name, value in source.headers.items()}
+        source = replace(source, bearer_token=token, headers=headers)
+    return replace(told, prometheus=source)
+
+
+def _unmasked(url: str, stored: str, field: str) -> str:
+    """The URL that was meant: one that was shown masked is the stored one. Raises InvalidArgumentError for any other with a mask in it."""
+    if MASK not in url:
+        return url
+    if stored and url == redacted(stored):
+        return stored
+    raise InvalidArgumentError(
+        f"{MASK!r} in a URL stands for what is stored there, and {url} is not the stored URL: send it in full", field=field
+    )

@@ -117,6 +117,17 @@ async def test_secrets_are_masked_and_stay_with_their_url(scraped: Rig, remote: 
         assert "hush" not in told.text
 
 
+async def test_a_stored_secret_is_cleared_by_its_own_path(scraped: Rig, remote: Remote) -> None:
+    """Without the URL in the mask nothing moves; the other secret stays."""
+    await register(remote, "r0", source(scraped, HOLDS["vllm"], bearer_token="hush", headers={"X-Scope-OrgID": "hush too"}))
+    update = fleet_service_pb2.UpdateInstanceRequest(update_mask=FieldMask(paths=["prometheus.bearer_token"]))
+    update.instance.CopyFrom((await remote.fleets.GetInstance(fleet_service_pb2.GetInstanceRequest(instance_id="r0"))).instance)
+    update.instance.prometheus.ClearField("bearer_token")
+    shown = (await remote.fleets.UpdateInstance(update)).instance.prometheus
+    assert (shown.bearer_token, dict(shown.headers)) == ("", {"X-Scope-OrgID": "***"})
+    await remote.collect.CollectMetrics(collect_service_pb2.CollectMetricsRequest(instance_id="r0"))
+
+
 @pytest.mark.parametrize(
     ("match", "code", "reason"),
     [

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+import structlog
 
 from perf_service.app import build_app
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
@@ -62,6 +63,24 @@ async def test_a_log_that_cannot_be_written_fails_no_call(start: Start, monkeypa
         app = await start(log_level="info")
     async with grpc.aio.insecure_channel(app.address) as channel:
         assert await Remote(channel).fleet(replicas=1)
+
+
+async def test_a_token_in_an_address_is_seen_nowhere(start: Start, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int) -> None:
+    """Not in the log, in an answer, or in an error."""
+    log = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", log)
+        app = await start(log_level="debug")
+        async with grpc.aio.insecure_channel(app.address) as channel:
+            remote = Remote(channel)
+            (name,) = await remote.fleet(replicas=1, endpoint=f"http://127.0.0.1:{unused_tcp_port}/metrics?token=hush")
+            told = await refusal(remote.collect.CollectMetrics(collect_service_pb2.CollectMetricsRequest(instance_id=name)))
+            shown = (await remote.fleets.GetInstance(fleet_service_pb2.GetInstanceRequest(instance_id=name))).instance
+        structlog.get_logger("perf_service").error("failed", exc_info=OSError("http://u:hush@h"))
+        await app.stop(0)
+    assert (told.reason, shown.endpoint) == ("ENDPOINT_UNREACHABLE", f"http://127.0.0.1:{unused_tcp_port}/metrics?token=***")
+    assert log.getvalue().count("http://***@h") == 1
+    assert "hush" not in log.getvalue() + told.text
 
 
 async def test_metadata_addresses_are_never_scraped(start: Start) -> None:

@@ -64,6 +64,8 @@ def test_a_source_takes_its_secrets_from_a_file_or_the_environment(tmp_path: Pat
         (["--prometheus", "http://p/"], 'a="b" *** X=***'),
         (["--match", 'c="d"'], 'c="d" *** X=***'),
         (["--header", "Y: new"], 'a="b" *** Y=new'),
+        (["--clear-token"], 'a="b"  X=***'),
+        (["--clear-headers"], 'a="b" ***'),
         (["--prometheus", "http://other", "--match", 'a="b"'], 'a="b" '),  # never the secrets of another address
     ],
 )
@@ -84,6 +86,22 @@ def test_an_update_keeps_what_is_not_told_anew(monkeypatch: pytest.MonkeyPatch, 
     assert list(request.update_mask.paths) == ["prometheus"]
     source = request.instance.prometheus
     assert " ".join([source.match, source.bearer_token, *(f"{k}={v}" for k, v in source.headers.items())]) == told
+
+
+def test_secrets_are_cleared_by_a_mask_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = instance_pb2.PrometheusSource(url="http://p", match='a="b"', bearer_token="***", headers={"X": "***"})
+    sent: list[Any] = []
+
+    def call(_server: Any, _timeout: float, _stub: Any, method: str, request: Any) -> Any:
+        sent.append(request)
+        return fleet_service_pb2.GetInstanceResponse(instance=instance_pb2.Instance(instance_id="i", prometheus=stored))
+
+    monkeypatch.setattr("perf_service.cli.instances.call", call)
+    assert run(["instances", "update", "i", "--clear-token", "--clear-headers", "--output", "json"]) == 0
+    assert list(sent[-1].update_mask.paths) == ["prometheus.bearer_token", "prometheus.headers"]
+    assert (sent[-1].instance.prometheus.bearer_token, dict(sent[-1].instance.prometheus.headers)) == ("", {})
+    stored.Clear()
+    assert run(["instances", "update", "i", "--clear-token", "--token-file", "/nowhere"]) == 2
 
 
 @pytest.mark.parametrize(

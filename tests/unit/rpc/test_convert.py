@@ -11,14 +11,14 @@ import pytest
 from perf_service.models.analysis import Analysis, Cause
 from perf_service.models.config import EngineConfig, Source
 from perf_service.models.errors import InvalidArgumentError
-from perf_service.models.fleet import Fleet, Instance
+from perf_service.models.fleet import Fleet, Instance, PrometheusSource
 from perf_service.models.metrics import Counter, Engine, Hist, Histogram, Snapshot
 from perf_service.models.plan import Knob, Plan
 from perf_service.models.window import Window
 from perf_service.models.workflow import Event, EventKind, RealisedEffect, RolloutPolicy, StagePolicy, Workflow
 from perf_service.rpc.convert.analysis import ANALYSIS
 from perf_service.rpc.convert.config import ENGINE_CONFIG, changes_of
-from perf_service.rpc.convert.fleet import FLEET, INSTANCE
+from perf_service.rpc.convert.fleet import FLEET, INSTANCE, shown_instance, with_secrets
 from perf_service.rpc.convert.metrics import SNAPSHOT, WINDOW
 from perf_service.rpc.convert.mirror import Mirror, seconds, timestamp
 from perf_service.rpc.convert.plan import KNOB, PLAN
@@ -90,6 +90,22 @@ def test_knob_values_keep_their_type() -> None:
 def test_a_setting_without_a_source_was_told_by_the_caller() -> None:
     message = config_pb2.EngineConfig(settings={"a": config_pb2.Setting(value=config_pb2.KnobValue(int_value=1))})
     assert ENGINE_CONFIG.from_proto(message).source("a") is Source.USER
+
+
+def test_a_secret_in_a_url_is_masked_and_comes_back() -> None:
+    stored = Instance(
+        "i", Engine.VLLM, "http://h/metrics?token=hush", prometheus=PrometheusSource("http://p?key=hush&dedup=true", 'a="b"', "hush")
+    )
+    shown = shown_instance(stored)
+    assert "hush" not in str(shown)
+    assert (shown.endpoint, shown.prometheus.url) == ("http://h/metrics?token=***", "http://p?key=***&dedup=true")
+    assert with_secrets(INSTANCE.from_proto(shown), stored) == stored
+    shown.prometheus.url = "http://other?key=***&dedup=true"
+    with pytest.raises(InvalidArgumentError, match=r"in full") as error:
+        with_secrets(INSTANCE.from_proto(shown), stored)
+    assert error.value.field == "instance.prometheus.url"
+    with pytest.raises(InvalidArgumentError):
+        with_secrets(Instance("j", Engine.VLLM, "http://h?token=***"), None)
 
 
 def test_a_setting_without_a_value_is_refused() -> None:
