@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from perf_service.analysis import queue_evidence, queue_weights, rules_length, rules_queue
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, compact, fact, ramp
 from perf_service.analysis.facts import Facts
-from perf_service.analysis.steps import chunks, fixed_share
+from perf_service.analysis.steps import chunks, fixed_share, interference_share
 from perf_service.models.analysis import Cause, Evidence, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge
 from perf_service.models.units import number, percent, seconds
@@ -54,7 +53,7 @@ def _chunking(facts: Facts) -> float:
     cut = chunks(facts)
     if not cut.known:
         return 0.05
-    likely = math.sqrt(cut.least * cut.most) if t.CUT_MIN.value <= cut.least and cut.most < math.inf else cut.least
+    likely = cut.likely if cut.least >= t.CUT_MIN.value else cut.least
     return queue_weights.budget_smallness(facts) * ramp(likely, 2.0, 1.5 * t.CHUNKS_MANY.value)
 
 
@@ -115,14 +114,16 @@ def savings(facts: Facts, kv_exhausted: bool) -> tuple[Candidate, ...]:
     found = []
     off = prefix_off(facts)
     share = facts.prefill / facts.inference if facts.prefill is not None and facts.inference else 0.0
+    # What prompts take of the engine is not only their own wait: the answers that are written meanwhile take as much longer.
+    beside = interference_share(facts) * facts.decode / facts.inference if facts.decode is not None and facts.inference else 0.0
     # A shared prefix is also kept only once: with a full cache that is room, even where prefill is a small part.
     room = kv_exhausted and (facts.prompt_tokens or 0.0) >= (facts.output_tokens or 0.0)
-    if off.weight > 0 and (share >= t.PREFILL_SERVICE_SHARE.value or room):
+    if off.weight > 0 and (share + beside >= t.PREFILL_SERVICE_SHARE.value or room):
         found.append(replace(off, weight=1.2))
     cut = chunks(facts)
     budget = facts.token_budget
     if budget is None and facts.computed_tokens and cut.least >= t.CUT_MIN.value:
-        budget = facts.computed_tokens / cut.least
+        budget = facts.computed_tokens / cut.likely
     if budget is not None:
         fixed = fixed_share(facts, budget)
         many = ramp((facts.computed_tokens or 0.0) / budget, 1.0, t.CHUNKS_MANY.value)

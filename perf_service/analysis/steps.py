@@ -39,6 +39,11 @@ class Chunks:
         """Whether one of the bounds says something."""
         return self.least > 1.0 or self.most < math.inf
 
+    @property
+    def likely(self) -> float:
+        """The number of steps in the middle of the bounds, by ratio; the least where nothing bounds it above."""
+        return math.sqrt(self.least * self.most) if self.most < math.inf else self.least
+
     def budget(self, prompt: float) -> tuple[float, float]:
         """Bounds of the tokens per step for prompts of so many tokens; the upper one is infinite where a step takes whole prompts."""
         return prompt / self.most, (prompt / self.least if self.least > 1.0 else math.inf)
@@ -127,7 +132,7 @@ def prompt_part(facts: Facts) -> float:
     if prompt is None or occupancy is None or running is None:
         return 1.0
     cut = chunks(facts)
-    tokens = max(1.0, occupancy) * prompt / (1.0 if math.isinf(cut.most) else max(1.0, math.sqrt(cut.least * cut.most)))
+    tokens = max(1.0, occupancy) * prompt / (1.0 if math.isinf(cut.most) else cut.likely)
     return tokens / (tokens + max(0.0, running - occupancy) * DECODE_COST_TOKENS)
 
 
