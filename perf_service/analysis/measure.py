@@ -43,6 +43,9 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     running_occupancy = _occupancy(window, Hist.INFERENCE_SECONDS, busy)
     if running_occupancy is None and inference is not None and busy and finished:
         running_occupancy = inference * finished / busy
+    if window.lifetime and running_occupancy is None and (by_steps := _running_by_steps(window, prefill, inference)) is not None:
+        running_occupancy = by_steps
+        prefill_occupancy = by_steps * min(1.0, (prefill or 0.0) / (inference or 1.0))
     if times_prefill and prefill_occupancy is None and prefill and inference and running and running.nonzero_share > 0:
         # Without times: the running gauge split by the phases' shares.
         prefill_occupancy = running.mean / running.nonzero_share * min(1.0, prefill / inference)
@@ -109,6 +112,30 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         cpu_cores=window.rate(Counter.PROCESS_CPU_SECONDS),
         series=tuple(series),
     )
+
+
+_RUNNING_MOST = 4096.0
+
+
+def _running_by_steps(window: Window, prefill: float | None, inference: float | None) -> float | None:
+    """Mean running while there was work, where no time is known: vLLM's iteration histogram counts the steps that gave tokens, and
+    the pauses between tokens those tokens.
+
+    With n running, each of them a share f of its time in prefill, a step gives n(1 - f) tokens on average, and none with
+    probability f^n; so the tokens of a step that gives any are n(1 - f) / (1 - f^n). Solved for n. Nothing is told where many steps
+    give none: they are not counted, and how long they took nobody knows.
+    """
+    steps, pauses = window.count(Hist.ITERATION_TOKENS), window.count(Hist.ITL_SECONDS)
+    if window.replicas > 1 or len(window.ranks) > 1 or min(steps, pauses) < t.STEPS_TELLING.value or prefill is None or not inference:
+        return None
+    share, seen = min(1.0, prefill / inference), pauses / steps
+    if seen <= 1.0 or share >= 1.0:
+        return None
+    low, high = 1.0, _RUNNING_MOST
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if middle * (1.0 - share) / (1.0 - share**middle) < seen else (low, middle)
+    return low if share**low <= t.STEPS_UNSEEN_MAX.value else None
 
 
 def _running_while_queued(running: GaugeStats | None, waiting: GaugeStats | None) -> float | None:

@@ -49,7 +49,7 @@ def prefill_saturation(facts: Facts) -> float:
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
     found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value) * ramp(steps.prompt_part(facts), 0.15, 0.4)
-    if facts.busy_seconds is None and steps.chunks(facts).least >= t.CUT_MIN.value:
+    if facts.busy_seconds is None and facts.running_occupancy is None and steps.chunks(facts).least >= t.CUT_MIN.value:
         found = max(found, 0.6)  # without times the occupancy is only that of a scrape or two; prompts are cut all the same
     # Totals since the start mix what came before: one that runs alone now may be in its prefill all the time.
     return max(found, 0.5) if _alone_on_one_page(facts) and occupancy >= 0.5 else found
@@ -66,7 +66,7 @@ def budget_smallness(facts: Facts) -> float:
     if budget is None and prompt:
         low, high = cut.budget(prompt)
         if cut.least >= t.CUT_MIN.value:
-            value = min(value, high) if value is not None else high
+            value = min(value, high) if value is not None else prompt / cut.likely
         value = max(value, low) if value is not None else None
     if value is None:
         return 0.3 * ramp(cut.most, 1.5, t.CHUNKS_MANY.value)

@@ -83,8 +83,14 @@ def _step_by_arrivals(facts: Facts) -> float | None:
         return None
     if facts.finished < t.REQUESTS_MIN.value:
         return None
-    busy = min(1.0, max(0.3, facts.running_mean or 0.3))
+    busy = min(1.0, max(0.3, facts.running_mean or _found_busy(facts)))
     return 2.0 * max(before, 1e-4) / busy
+
+
+def _found_busy(facts: Facts) -> float:
+    """Share of the requests that certainly found the engine busy: those that waited longer than the lowest bucket bound."""
+    queue = facts.window.histograms.get(Hist.QUEUE_SECONDS)
+    return 1.0 - queue.cumulative[0] / queue.count if queue is not None and queue.bounds and queue.count > 0 else 0.0
 
 
 def _phases_lag(facts: Facts) -> bool:

@@ -76,6 +76,10 @@ PROMPT_SHORT_SHARE: Final = Threshold(0.25, "ratio", "share of requests that are
 INTERFERENCE_RATIO: Final = Threshold(4.0, "ratio", "ITL p99 / p50 of an undisturbed decode stays below (batch size drifts)")
 INTERFERENCE_PROMPT_SHARE: Final = Threshold(0.5, "ratio", "share of prompt tokens in all processed tokens")
 LARGE_RUNNING: Final = Threshold(128.0, "requests", "batch from which one more sequence costs about as much as it yields")
+STEPS_TELLING: Final = Threshold(100.0, "steps", "a ratio of fewer counts has an error of a tenth and more")
+STEPS_UNSEEN_MAX: Final = Threshold(
+    0.1, "ratio", "share of steps without a token, which vLLM does not count; more, and the rest is no sample"
+)
 
 CPU_SATURATED: Final = Threshold(0.9, "cores", "one Python process cannot use more than about one core")
 CPU_SPARE: Final = Threshold(0.5, "cores", "half of what one Python process can use: not what holds requests up")
