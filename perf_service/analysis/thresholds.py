@@ -78,7 +78,7 @@ INTERFERENCE_PROMPT_SHARE: Final = Threshold(0.5, "ratio", "share of prompt toke
 LARGE_RUNNING: Final = Threshold(128.0, "requests", "batch from which one more sequence costs about as much as it yields")
 STEPS_TELLING: Final = Threshold(100.0, "steps", "a ratio of fewer counts has an error of a tenth and more")
 STEPS_UNSEEN_MAX: Final = Threshold(
-    0.1, "ratio", "share of steps without a token, which vLLM does not count; more, and the rest is no sample"
+    0.1, "ratio", "share of steps without a token: vLLM does not count them, so with more the rest is no sample"
 )
 
 CPU_SATURATED: Final = Threshold(0.9, "cores", "one Python process cannot use more than about one core")
