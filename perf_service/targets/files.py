@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from perf_service.models.config import EngineConfig, Setting, Source
 from perf_service.models.errors import ErrorReason, TargetError
+
+_TICK_SECONDS = 0.05
 
 
 def safe_name(name: str) -> str:
@@ -56,12 +59,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
 def locked(path: Path, *, timeout_seconds: float = 5.0) -> Iterator[None]:
     """Hold an exclusive lock file; the kernel frees it when the holder dies. Blocks: not for the event loop."""
     deadline = time.monotonic() + timeout_seconds
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise unusable(path, error) from error
-    try:
-        while not try_lock(descriptor):
+    with _opened(path) as descriptor:
+        while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise TargetError(
                     ErrorReason.TARGET_UNAVAILABLE,
@@ -70,11 +69,30 @@ def locked(path: Path, *, timeout_seconds: float = 5.0) -> Iterator[None]:
                 )
             time.sleep(0.01)
         yield
+
+
+@contextlib.asynccontextmanager
+async def hold(path: Path) -> AsyncIterator[None]:
+    """As `locked`, for the event loop: waits for as long as another process, or another task, holds it."""
+    with _opened(path) as descriptor:
+        while not _try_lock(descriptor):  # noqa: ASYNC110 - other processes hold it too
+            await asyncio.sleep(_TICK_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise unusable(path, error) from error
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     """Take the lock of an open file if it is free."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

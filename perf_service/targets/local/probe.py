@@ -6,12 +6,16 @@ first proves that a new process serves, and the second that it still does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import httpx
 
-_CONNECT_SECONDS = 2.0
+_CONNECT_SECONDS: Final = 2.0
+_EVERY_SECONDS: Final = 0.25
+_COMPLETION_SECONDS: Final = 120.0  # of one: the fleet's clients may have filled the new engine's queue before it
 
 
 class EngineProbe:
@@ -59,3 +63,36 @@ class EngineProbe:
     async def close(self) -> None:
         """Close idle connections."""
         await self._client.aclose()
+
+
+async def until_served(
+    ask: Callable[[float], Awaitable[str]], still_starting: Callable[[], Awaitable[None]], *, timeout_seconds: float
+) -> str:
+    """Ask for a completion until there is one. Empty; or why there was none within `timeout_seconds`.
+
+    `ask` takes the seconds it may last. `still_starting` is called all the while, and what it raises ends the wait.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    why = "nothing has answered yet"
+    attempt: asyncio.Future[str] | None = None
+    try:
+        while True:
+            await still_starting()
+            # The answer counts only if it came from our process: it was there a moment ago, and the port was free before it.
+            if attempt is not None and attempt.done():
+                why = attempt.result()
+                if not why:
+                    return ""
+                attempt = None
+            if time.monotonic() > deadline:
+                return why
+            if attempt is None:
+                attempt = asyncio.ensure_future(ask(max(0.05, min(_COMPLETION_SECONDS, deadline - time.monotonic()))))
+            # A completion may wait in the engine's queue for long; a newer intent or the process's end must not.
+            begun = time.monotonic()
+            await asyncio.wait({attempt}, timeout=_EVERY_SECONDS)
+            if attempt.done() and attempt.result():
+                await asyncio.sleep(_EVERY_SECONDS - (time.monotonic() - begun))
+    finally:
+        if attempt is not None:
+            attempt.cancel()

@@ -17,6 +17,7 @@ from perf_service.models.fleet import Fleet, Instance
 from perf_service.targets.base import Capabilities, FleetState, Op, PreflightReport
 from perf_service.targets.checks import replica_unknown
 from perf_service.targets.files import safe_name, unusable
+from perf_service.targets.local.launch import Launch
 from perf_service.targets.local.options import LocalOptions, endpoint_port
 from perf_service.targets.local.probe import EngineProbe
 from perf_service.targets.local.processes import supported
@@ -57,18 +58,20 @@ class LocalTarget:
         ports = options.port_of(instances)
         self._replicas = {
             instance.instance_id: ReplicaSupervisor(
-                instance_id=instance.instance_id,
-                engine=instance.engine,
+                Launch(
+                    instance.instance_id,
+                    engine=instance.engine,
+                    engine_version=instance.engine_version,
+                    model=instance.model_name or fleet.model_name,
+                    port=ports[instance.instance_id],
+                    options=options,
+                    environment=environment,
+                ),
                 endpoint=instance.endpoint if endpoint_port(instance.endpoint) else self._probe.base(ports[instance.instance_id]),
-                port=ports[instance.instance_id],
-                model=instance.model_name or fleet.model_name,
-                engine_version=instance.engine_version,
                 initial=instance.config,
-                options=options,
                 directory=directory,
                 probe=self._probe,
                 clock=clock,
-                environment=environment,
             )
             for instance in instances
         }

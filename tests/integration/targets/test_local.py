@@ -17,6 +17,7 @@ import pytest
 from perf_service.models.config import config_hash
 from perf_service.models.errors import ErrorReason, TargetError
 from perf_service.targets import LocalTarget
+from perf_service.targets.files import hold
 
 
 def engine_pids(kit: Any, local: Any, index: int = 0) -> list[int]:
@@ -63,8 +64,9 @@ async def test_an_engine_that_cannot_boot_says_why_and_can_be_restored(local: An
 
 @pytest.mark.parametrize(("seqs", "why"), [(14, "does not answer"), (15, "HTTP 503")])
 async def test_only_a_completion_counts_and_only_in_time(local: Any, kit: Any, seqs: int, why: str) -> None:
+    await (await local.start()).close()  # the first start may take its time
     local.options["startup_timeout_seconds"] = "1"
-    target = await local.start()
+    target = local.make()
     state = await local.change(target, "a", kit.config(seqs))
     assert state.failed
     assert "no completion within 1 s" in state.message
@@ -87,11 +89,10 @@ async def test_a_restore_cuts_off_a_change_that_is_under_way(local: Any, kit: An
     assert len(engine_pids(kit, local)) == 1
 
 
-async def test_a_replica_is_not_ready_while_a_change_of_it_is_unfinished(local: Any, kit: Any) -> None:
+async def test_a_replica_is_not_ready_while_a_change_of_it_is_unfinished(local: Any, kit: Any, tmp_path: Path) -> None:
     """The old process still answers for a while: believed, a rollback would be over before the engine is stopped."""
     target = await local.start()
-    work = target._replicas["a"]._working()
-    async with work:  # the change is accepted and cannot begin
+    async with hold(tmp_path / "local" / "fleet%2F1" / "a.work"):  # the change is accepted and cannot begin
         await target.apply("a", kit.config(7), expect_hash=config_hash(kit.config(2)), op=kit.op())
         state = await kit.replica(target, "a")
         assert (state.ready, state.config_hash, state.message) == (False, config_hash(kit.config(2)), "stopping the old process")
