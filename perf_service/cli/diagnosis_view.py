@@ -23,11 +23,10 @@ from perf_service.models.analysis import (
     Severity,
     SLOState,
     SLOStatus,
-    SLOTarget,
     Verdict,
 )
 from perf_service.models.metrics import Counter, Gauge, Hist, IssueLevel
-from perf_service.models.units import MISSING, amount_range, percent_range
+from perf_service.models.units import MISSING, amount_range, goal, percent_range
 from perf_service.models.window import Window
 
 __all__ = ["analysis_view", "cause_name", "measured_table"]
@@ -146,20 +145,13 @@ def _verdict(analysis: Analysis) -> str:
     return f"{text}\n{root.recommendation}"
 
 
-def _goal(target: SLOTarget) -> str:
-    name = target.base_metric if target.histogram else target.metric_name
-    share = f"{100 * target.objective_ratio:g} % of " if target.objective_ratio is not None else ""
-    sign = "<" if target.comparison == "less_than" else ">"
-    return f"{share}{target.metric_name} {sign} {amount(name, target.target_value)}"
-
-
 def _objectives(statuses: Iterable[SLOStatus]) -> ConsoleRenderable:
     statuses = tuple(statuses)
     table = plain_table("objective", "measured", "result")
     styles = {SLOState.MET: "green", SLOState.MISSED: "red", SLOState.NOT_MEASURED: "dim", SLOState.UNDECIDED: "yellow"}
     for status in statuses:
         mark = " *" if status.target.builtin else ""
-        table.add_row(_goal(status.target) + mark, _measured(status), Text(title_of(status.state), style=styles[status.state]))
+        table.add_row(goal(status.target) + mark, _measured(status), Text(title_of(status.state), style=styles[status.state]))
     notes = [f"? {status.message}" for status in statuses if status.state is SLOState.UNDECIDED]
     if any(status.target.builtin for status in statuses):
         notes.append("* built-in default; set your own: --slo 'ttft_p95<0.5'")
@@ -202,11 +194,11 @@ def _budgets(statuses: Iterable[SLOStatus]) -> ConsoleRenderable | None:
             low, high = (f"{100 * share:.0f}" for share in (max(0.0, budget.left_low), budget.left_high))
             left = "overspent" if budget.left_high <= 0 else f"{high} %" if low == high else f"{low}-{high} %"
         rates = ["/".join(map(_rate, (b.long_rate, b.short_rate), (b.long_rate_high, b.short_rate_high))) for b in budget.burns]
-        table.add_row(_goal(status.target), left, seconds(budget.covered_seconds), *rates)
+        table.add_row(goal(status.target), left, seconds(budget.covered_seconds), *rates)
         if budget.state is BudgetState.OK and budget.exhausted_in_seconds:
-            notes.append(f"{_goal(status.target)}: spent in {seconds(budget.exhausted_in_seconds)} at the rate of the last hour")
+            notes.append(f"{goal(status.target)}: spent in {seconds(budget.exhausted_in_seconds)} at the rate of the last hour")
         elif budget.state is not BudgetState.OK:
-            notes.append(f"! {_goal(status.target)}, {title_of(budget.state)}: {budget.message[:1].lower()}{budget.message[1:]}")
+            notes.append(f"! {goal(status.target)}, {title_of(budget.state)}: {budget.message[:1].lower()}{budget.message[1:]}")
     return Group(table, Text("\n".join(notes)))
 
 
@@ -223,7 +215,7 @@ def _health(analysis: Analysis) -> str:
         return (
             "no load yet: there is nothing to score" if analysis.health_status is HealthStatus.NO_LOAD else "unknown: not enough evidence"
         )
-    goals = {str(status.target): _goal(status.target) for status in analysis.slo_statuses}
+    goals = {str(status.target): goal(status.target) for status in analysis.slo_statuses}
     parts = [f"-{p.penalty:.0f}  {_part(p, goals)}" for p in analysis.health_parts if p.penalty >= 0.5]
     return "\n".join([f"{score:.0f} of 100, {analysis.health_status}", *parts])
 

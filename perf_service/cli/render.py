@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleRenderable, Group
@@ -12,7 +12,8 @@ from rich.text import Text
 
 from perf_service.cli.text import amount, estimate, interval, metric_title, number, ratio, seconds
 from perf_service.models.config import ConfigChange
-from perf_service.models.plan import Calibration, Direction, LatencyEstimate, Plan, PredictedEffect, Prediction
+from perf_service.models.plan import Calibration, Direction, LatencyEstimate, Plan, PlanOption, PredictedEffect, Prediction
+from perf_service.models.units import goal, of_target
 
 __all__ = ["Row", "bullets", "change_text", "effects_table", "plain_table", "plan_view", "prediction_view", "sections"]
 
@@ -49,7 +50,7 @@ def change_text(change: ConfigChange) -> str:
     return f"{change.parameter}: {before} -> {after} ({change.apply_mode})"
 
 
-_MISSED = "is predicted to be missed"  # a risk that comes before what every change costs
+_OBJECTIVE = ("predicted to be missed", "may be missed", "is not predicted")  # risks that come before what every change costs
 _OTHER_FLAGS = "# plus all other flags it runs with: pages do not tell them"
 """A comment, and short enough for one line of 80 columns, so that it does no harm where the command is pasted with it."""
 
@@ -61,6 +62,9 @@ def plan_view(plan: Plan) -> list[Row]:
         rows.append(("CHANGE", plan.summary or "none: no config change is expected to help"))
     else:
         rows.append(("CHANGE", "\n".join(change_text(c) for c in plan.changes)))
+        why = [f"{c.parameter}: {c.reason}" if len(plan.changes) > 1 else c.reason for c in plan.changes if c.reason]
+        if why:
+            rows.append(("WHY", "\n".join(why)))
         if plan.diff:
             rows.append(("DIFF", _diff(plan.diff)))
         if plan.command_line:
@@ -69,16 +73,43 @@ def plan_view(plan: Plan) -> list[Row]:
         # What needs a quality test first is no part of the changes; neither are its risks.
         applied = [o for o in plan.optimizations if not o.needs_quality_gate]
         costs = dict.fromkeys(o.restart_cost for o in applied if o.restart_cost)
-        risks = sorted({**costs, **dict.fromkeys(risk for o in applied for risk in o.risks)}, key=lambda text: _MISSED not in text)
+        risks = sorted(
+            {**costs, **dict.fromkeys(risk for o in applied for risk in o.risks)}, key=lambda text: not any(o in text for o in _OBJECTIVE)
+        )
         needs = dict.fromkeys(need for o in applied for need in o.prerequisites)
         back = dict.fromkeys(o.rollback for o in applied if o.rollback)
         for label, texts in (("NEEDS", needs), ("RISKS", risks), ("BACK", back)):
             if texts:
                 rows.append((label, bullets(texts)))
+    options = _options_table(plan.options)
+    if options is not None:
+        rows.append(("OPTIONS", options))
     gated = () if plan.empty else tuple(o for o in plan.optimizations if o.needs_quality_gate)
     if plan.advice or gated:
         rows.append(("ADVICE", bullets(f"{o.title}: {o.description}" for o in (*plan.advice, *gated))))
     return rows
+
+
+def _options_table(options: Sequence[PlanOption]) -> Table | None:
+    """What was weighed, best first, by the operator's objectives; None where there are none, or nothing but the no-op."""
+    if len(options) < 2 or not options[0].objectives:
+        return None
+    knobs = {tuple(c.parameter for c in o.changes) for o in options if o.changes}
+    alone = next(iter(knobs))[0] if len(knobs) == 1 and len(next(iter(knobs))) == 1 else ""
+    table = plain_table(alone, *(goal(f.target) for f in options[0].objectives))
+    for option in options:
+        name = ", ".join(_set_to(c, alone) for c in option.changes) or "as it is"
+        cells = []
+        for f in option.objectives:
+            said, style = {None: ("", "dim"), True: (" met", "green"), False: (" missed", "red")}[f.met]
+            cells.append(Text(f"{of_target(f.target, f.value.value if f.value else None)}{said}", style=style))
+        table.add_row(f"{name} (proposed)" if option.chosen and option.changes else name, *cells)
+    return table
+
+
+def _set_to(change: ConfigChange, alone: str) -> str:
+    value = "removed" if change.recommended_value is None else str(change.recommended_value)
+    return value if alone else f"{change.parameter} {value}"
 
 
 def _diff(diff: str) -> Text:

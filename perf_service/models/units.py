@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["MISSING", "amount", "amount_range", "count_of", "number", "percent", "percent_range", "rounded_days", "seconds"]
+from perf_service.models.slo import Comparison, SLOTarget
+
+__all__ = [
+    "MISSING",
+    "amount",
+    "amount_range",
+    "count_of",
+    "goal",
+    "number",
+    "of_target",
+    "percent",
+    "percent_range",
+    "rounded_days",
+    "seconds",
+]
 
 MISSING = "-"
 _LATENCIES = ("ttft", "itl", "tpot", "e2e", "queue", "prefill", "decode")
@@ -81,3 +95,15 @@ def amount_range(metric: str, low: float, high: float) -> str:
 def count_of(value: float, noun: str) -> str:
     """`1 request`, `24 requests`, `1,204 requests`."""
     return f"{value:,.0f} {noun}{'' if round(value) == 1 else 's'}"
+
+
+def goal(target: SLOTarget) -> str:
+    """An objective with its unit: `ttft_p95 < 1.00 s`, `95 % of ttft < 500 ms`."""
+    sign = "<" if target.comparison is Comparison.LESS_THAN else ">"
+    share = f"{100 * target.objective_ratio:g} % of " if target.objective_ratio is not None else ""
+    return f"{share}{target.metric_name} {sign} {of_target(target, target.target_value)}"
+
+
+def of_target(target: SLOTarget, value: float | None) -> str:
+    """A value of an objective's metric with its unit."""
+    return amount(target.base_metric if target.histogram else target.metric_name, value)

@@ -230,7 +230,7 @@ def _budget_up(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     return [
         optimization(
             OptimizerKind.BATCHING, bottleneck, f"Raise {knob} to {target}",
-            f"The step's token budget cuts prompts into many small chunks; with {target} tokens a usual prompt fits into one step.",
+            f"The step's token budget cuts prompts into many small chunks; with {target} tokens a step they take fewer of them.",
             change,
             risks=("the steps in which a prompt is processed get longer for requests that decode", "more activation memory per step"),
             prerequisites=() if told is not None else (f"the present {knob} is below {target}: read it off the launch arguments",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -16,6 +15,7 @@ from perf_service.models.plan import (
     Optimization,
     OptimizerKind,
     Plan,
+    PlanOption,
     PredictedEffect,
     Prediction,
     plan_hash,
@@ -25,18 +25,19 @@ from perf_service.models.window import Window
 from perf_service.optimization import render
 from perf_service.optimization.batching_optimizer import DEFAULT_MAX_BATCH_SIZE, BatchingOptimizer
 from perf_service.optimization.catalogue import KnobCatalogue
+from perf_service.optimization.choosing import Forecast, weigh
 from perf_service.optimization.configs import ConfigLike, read_config
 from perf_service.optimization.kv_cache_optimizer import KVCacheOptimizer
+from perf_service.optimization.objectives import Objectives, shortfall
 from perf_service.optimization.predictor import Predictor
 from perf_service.optimization.quantization_optimizer import QuantizationOptimizer
-from perf_service.optimization.scoring import describe, harmful, missed_by, predicted_value, score
+from perf_service.optimization.scoring import describe, harmful, score
 from perf_service.optimization.situation import Situation, optimization, relevant
 
 MAX_CANDIDATES = 3
 NOTHING = "No optimizations recommended"
 
 Changes = Mapping[str, KnobValue | None] | Sequence[ConfigChange]
-Forecast = tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]
 
 
 class Forecaster(Protocol):
@@ -90,14 +91,19 @@ class OptimizationEngine:
         at = self._situation(analysis, current_config, hardware, slo_targets, engine_version)
         seen = _Forecasts(self._predictor, at, tuple(windows) or ((analysis.window,) if analysis.window else ()))
         candidates, advice = self._candidates(analysis, at)
-        scored = [self._adjusted(self._with_effects(c, at, seen), at, seen) for c in candidates]
+        goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None)
+        weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []
+        scored = [_with_losers(w.candidate) for w in weighed if w.candidate] if seen.windows else candidates
         dropped = [c for c in scored if harmful(c, at.slo_targets)]
         kept = sorted((c for c in scored if c not in dropped), key=lambda c: -score(c, at.slo_targets))
         # A trade-off loses by design what the operator's objectives allow; it is no free gain and comes last.
-        kept += self._trade_off(analysis, at, seen)
-        chosen, changes = self._merge(kept, at)
-        advice += [_not_worth_it(c) for c in dropped]
-        return self._plan(analysis, at, seen, chosen, changes, tuple(dict.fromkeys(advice)))
+        kept += self._trade_off(analysis, at, seen, goals)
+        chosen, changes, left_out = self._merge(kept, at, seen, goals)
+        advice = [w.choice for w in weighed if w.choice] + advice
+        advice += [_as_advice(c, f"Predicted to bring nothing here: {describe(c.effects) or 'no measurable effect'}.") for c in dropped]
+        advice += [_as_advice(c, "Beside the other changes it would harm an objective.") for c in left_out]
+        options = [option for w in weighed for option in w.options]
+        return self._plan(analysis, at, seen, goals, chosen, changes, tuple(dict.fromkeys(advice)), options)
 
     # ---- What is known ----
 
@@ -144,10 +150,10 @@ class OptimizationEngine:
         advice += [_advice(b) for b in findings if b.recommendation and (b not in tuned or b.cause not in covered)]
         return [o for o in proposals if not o.advice_only], advice
 
-    def _trade_off(self, analysis: Analysis, at: Situation, seen: _Forecasts) -> list[Optimization]:
+    def _trade_off(self, analysis: Analysis, at: Situation, seen: _Forecasts, goals: Objectives) -> list[Optimization]:
         """Fewer sequences for a better ITL: only where the operator asked for ITL, and every objective is predicted to be met."""
         root = next((b for b in relevant(analysis.bottlenecks) if b.cause is Cause.DECODE_BOUND), None)
-        wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
+        wished = [f for f in goals.now if f.target.base_metric in ("itl", "tpot")]
         running = at.running_max
         if root is None or not wished or not running or not seen.windows:
             return []
@@ -159,8 +165,7 @@ class OptimizationEngine:
             if change is None or sequences >= running:
                 continue
             _, after, effects = seen.of((change,))
-            values = [(t, predicted_value(after, t)) for t in at.slo_targets if not t.builtin]
-            if all(v is not None and t.met_by(v) for t, v in values):
+            if all(f.met for f in goals.under(after)):
                 return [
                     replace(
                         optimization(
@@ -173,53 +178,17 @@ class OptimizationEngine:
                 ]  # fmt: skip
         return []
 
-    def _with_effects(self, candidate: Optimization, at: Situation, seen: _Forecasts) -> Optimization:
-        if not seen.windows or candidate.effects:
-            return candidate
-        _, after, effects = seen.of(tuple(candidate.config_changes))
-        losers = (*candidate.expected_losers, *(_base(e.metric) for e in effects if e.direction is Direction.WORSENS))
-        risks = (*candidate.risks, *missed_by(after, at.slo_targets))
-        return replace(candidate, effects=effects, expected_losers=tuple(dict.fromkeys(losers)), risks=risks)
-
-    def _adjusted(self, candidate: Optimization, at: Situation, seen: _Forecasts) -> Optimization:
-        """A raised limit or token budget, taken back as far as an ITL objective of the operator demands.
-
-        The prediction's own value counts. A budget that is not told is left as proposed: nothing says where a smaller raise ends.
-        """
-        wished = [t for t in at.slo_targets if not t.builtin and t.base_metric in ("itl", "tpot")]
-        knob = {Cause.BATCH_LIMIT: at.knobs.sequences, Cause.TOKEN_BUDGET_TOO_SMALL: at.knobs.token_budget}.get(candidate.cause)
-        change = next((c for c in candidate.config_changes if c.parameter == knob), None)
-        if not wished or change is None or not seen.windows:
-            return candidate
-        seen_at_most = at.running_max or 1.0 if candidate.cause is Cause.BATCH_LIMIT else math.inf
-        present, target = at.config.number(change.parameter) or seen_at_most, change.recommended_value
-        of_the_raise: tuple[str, ...] = ()  # what the whole raise would miss; the smaller one misses less
-        while isinstance(target, int) and target > present:
-            tried = replace(change, recommended_value=target)
-            others = tuple(c for c in candidate.config_changes if c is not change)
-            _, after, effects = seen.of((tried, *others))
-            missed = missed_by(after, at.slo_targets)
-            of_the_raise = of_the_raise or missed
-            values = [(t, predicted_value(after, t)) for t in wished]
-            if all(v is None or t.met_by(v) for t, v in values):
-                if target == change.recommended_value:
-                    return candidate
-                return replace(
-                    candidate,
-                    title=f"Raise {change.parameter} to {target}",
-                    config_changes=(tried, *others),
-                    description=f"{candidate.description} Held at {target}: more would miss {' and '.join(map(str, wished))}.",
-                    effects=effects,
-                    risks=(*(r for r in candidate.risks if r not in of_the_raise), *missed),
-                )
-            target //= 2
-        return candidate  # no value meets it: the risks say so
-
     # ---- Merging ----
 
-    def _merge(self, candidates: Sequence[Optimization], at: Situation) -> tuple[tuple[Optimization, ...], tuple[ConfigChange, ...]]:
-        """The best three that go together, and the changes that a rollout applies (none that needs a quality test)."""
+    def _merge(
+        self, candidates: Sequence[Optimization], at: Situation, seen: _Forecasts, goals: Objectives
+    ) -> tuple[tuple[Optimization, ...], tuple[ConfigChange, ...], tuple[Optimization, ...]]:
+        """The best three that go together, the changes that a rollout applies (none that needs a quality test), and who was left out.
+
+        Together they are held to the objectives as each was alone: what breaks one beside the better candidates is left out.
+        """
         chosen: list[Optimization] = []
+        left_out: list[Optimization] = []
         changes: dict[str, ConfigChange] = {}
         for candidate in candidates:
             if len(chosen) == MAX_CANDIDATES:
@@ -229,27 +198,35 @@ class OptimizationEngine:
             both = (*changes.values(), *candidate.config_changes)
             if not at.fits_together(both):
                 continue
+            if changes and not candidate.needs_quality_gate and seen.windows:
+                together, without = (goals.under(seen.of(c)[1]) for c in (both, tuple(changes.values())))
+                if not goals.allows(together, without):
+                    left_out.append(candidate)
+                    continue
             chosen.append(candidate)
             if not candidate.needs_quality_gate:
                 changes.update({c.parameter: c for c in candidate.config_changes})
-        return tuple(chosen), tuple(changes.values())
+        return tuple(chosen), tuple(changes.values()), tuple(left_out)
 
     def _plan(
         self,
         analysis: Analysis,
         at: Situation,
         seen: _Forecasts,
+        goals: Objectives,
         chosen: tuple[Optimization, ...],
         changes: tuple[ConfigChange, ...],
         advice: tuple[Optimization, ...],
+        options: Sequence[PlanOption],
     ) -> Plan:
         baseline: Prediction | None = None
         prediction: Prediction | None = None
         effects: tuple[PredictedEffect, ...] = ()
         if seen.windows:
             baseline, prediction, effects = seen.of(changes)
-            if sum(not o.needs_quality_gate for o in chosen) > 1:
-                chosen = _with_joint_risks(chosen, missed_by(prediction, at.slo_targets), at)
+            # What becomes of the objectives with all changes together: none of them is rolled out alone.
+            told = goals.risks(goals.under(prediction)) if changes else ()
+            chosen = tuple(o if o.needs_quality_gate else replace(o, risks=(*told, *o.risks)) for o in chosen)
         proposed = at.config.with_changes(changes)
         return Plan(
             engine=at.engine,
@@ -270,6 +247,7 @@ class OptimizationEngine:
             hardware=at.hardware,
             analysis_id=analysis.analysis_id,
             plan_hash=plan_hash(at.engine, at.version, changes),
+            options=_ranked(options, changes, goals, prediction, chosen, at),
             summary=_summary(chosen, changes, advice, at, analysis.verdict),
         )
 
@@ -290,20 +268,49 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
     return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
 
 
-def _with_joint_risks(chosen: Sequence[Optimization], missed: tuple[str, ...], at: Situation) -> tuple[Optimization, ...]:
-    """What is missed with all changes together, in place of what each would miss alone: none of them is rolled out alone."""
-    alone = tuple(f"{target} is predicted to be missed" for target in at.slo_targets)
-    return tuple(
-        o if o.needs_quality_gate else replace(o, risks=(*(r for r in o.risks if not r.startswith(alone)), *missed)) for o in chosen
+def _with_losers(candidate: Optimization) -> Optimization:
+    losers = (*candidate.expected_losers, *(_base(e.metric) for e in candidate.effects if e.direction is Direction.WORSENS))
+    return replace(candidate, expected_losers=tuple(dict.fromkeys(losers)))
+
+
+def _values(changes: Sequence[ConfigChange]) -> tuple[tuple[str, KnobValue | None], ...]:
+    return tuple((c.parameter, c.recommended_value) for c in changes)
+
+
+def _ranked(
+    options: Sequence[PlanOption],
+    changes: tuple[ConfigChange, ...],
+    goals: Objectives,
+    prediction: Prediction | None,
+    chosen: Sequence[Optimization],
+    at: Situation,
+) -> tuple[PlanOption, ...]:
+    """What was weighed, best first: what is proposed, then by objectives broken and met, nearness to the others, and benefit."""
+    applied = [o for o in chosen if not o.needs_quality_gate]
+    noop = PlanOption((), goals.now, 0.0, chosen=not changes)
+    found = {_values(o.changes): o for o in options}
+    if changes:
+        benefit = max((score(o, at.slo_targets) for o in applied), default=0.0)
+        found[_values(changes)] = PlanOption(changes, goals.under(prediction), benefit, chosen=True)
+    ranked = sorted(
+        [noop, *found.values()],
+        key=lambda o: (
+            not o.chosen,
+            len(goals.broken(o.objectives)) if o.changes else 0,
+            sum(f.met is False for f in o.objectives),
+            round(shortfall(o.objectives), 2),
+            -o.benefit,
+        ),
     )
+    return tuple(ranked)
 
 
-def _not_worth_it(candidate: Optimization) -> Optimization:
-    said = describe(candidate.effects)
+def _as_advice(candidate: Optimization, why: str) -> Optimization:
+    """A candidate that is not proposed, with the reason."""
     return replace(
         candidate,
         title=f"Not recommended: {candidate.title}",
-        description=f"{candidate.description} Predicted to bring nothing here: {said or 'no measurable effect'}.",
+        description=f"{candidate.description} {why}",
         config_changes=(),
         needs_restart=False,
         restart_cost="",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from perf_service.models.plan import Direction, Optimization, PredictedEffect, Prediction
-from perf_service.models.slo import Comparison, SLOTarget
+from perf_service.models.plan import Direction, Optimization, PredictedEffect
+from perf_service.models.slo import SLOTarget
 
 # Chance that a change of this knob does harm or does not start, by judgement: 0 none, 1 sure.
 RISK = {
@@ -88,38 +88,6 @@ def harmful(candidate: Optimization, targets: Sequence[SLOTarget] = ()) -> bool:
     gained = benefit(candidate.effects, targets)
     weighed = any(e.metric in _HIGHER_IS_BETTER for e in candidate.effects)
     return gained is not None and weighed and gained[2] <= 0.0
-
-
-def missed_by(prediction: Prediction, targets: Iterable[SLOTarget]) -> tuple[str, ...]:
-    """Objectives of the operator that the prediction's own value misses, in words."""
-    found: list[str] = []
-    for target in targets:
-        value = predicted_value(prediction, target)
-        if value is not None and not target.builtin and not target.met_by(value):
-            found.append(f"{target} is predicted to be missed ({value:.3g})")
-    return tuple(found)
-
-
-def predicted_value(prediction: Prediction, target: SLOTarget, *, cautious: bool = False) -> float | None:
-    """What a prediction says of an objective's metric; `cautious` takes the interval's unfavourable edge. None: nothing."""
-    if target.base_metric == "throughput_tokens_per_second":
-        estimate = prediction.throughput_tokens_per_second
-    elif target.base_metric == "requests_per_second":
-        estimate = prediction.requests_per_second
-    else:
-        latency = {
-            "ttft": prediction.ttft_seconds, "itl": prediction.itl_seconds, "tpot": prediction.tpot_seconds,
-            "e2e": prediction.e2e_seconds, "queue": prediction.queue_seconds,
-        }.get(target.base_metric)  # fmt: skip
-        if latency is None:
-            return None
-        q = target.quantile
-        estimate = latency.mean if q is None else latency.p50 if q <= 0.5 else latency.p95 if q <= 0.95 else latency.p99
-    if estimate is None:
-        return None
-    if not cautious:
-        return estimate.value
-    return estimate.high if target.comparison is Comparison.LESS_THAN else estimate.low
 
 
 _NAMES = {

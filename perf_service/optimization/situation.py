@@ -142,6 +142,13 @@ class Situation:
         return prompt + (output or 0.0) if prompt else None
 
     @property
+    def prompt_tokens(self) -> float | None:
+        """Mean prompt tokens of a request that have to be computed, those from the prefix cache left out where the page tells them."""
+        if self.window is None:
+            return None
+        return self.window.mean(Hist.PREFILL_COMPUTED_TOKENS) or self.window.mean(Hist.PROMPT_TOKENS)
+
+    @property
     def preemptions(self) -> float | None:
         """Preemptions in the window, None where unknown."""
         return self.window.delta(Counter.PREEMPTIONS) if self.window else None
