@@ -47,7 +47,13 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         found.append(Harm(phase.PRESCHEDULE, before, rules_prefill.preschedule(facts), 0.5))
     if unknown > 0:
         found.append(Harm(phase.UNKNOWN, unknown, _unknown_candidates(facts), 0.6))
+    if facts.window.lifetime:
+        found = [replace(harm, unknown_weight=harm.unknown_weight + _LIFETIME_IGNORANCE) for harm in found]
     return sorted(found, key=lambda harm: (-harm.missed, harm.phase))
+
+
+_LIFETIME_IGNORANCE = 0.3
+"""Totals since the start mix every load there was: what fits their mean may fit none of them."""
 
 
 def _within_a_step(facts: Facts) -> bool:

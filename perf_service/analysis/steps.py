@@ -59,7 +59,7 @@ def chunks(facts: Facts) -> Chunks:
     most = math.inf
     if facts.itl and facts.output_tokens is not None and facts.output_tokens >= 3:
         most = max(1.0, prefill / facts.itl)
-    if _whole_prompt_pauses(facts):
+    if _whole_prompt_pauses(facts) or (prompts_per_step(facts) or 0.0) >= t.WHOLE_PROMPTS.value:
         return Chunks(1.0 if least > 2.0 else least, min(most, 2.0)) if least <= 3.0 else Chunks()
     return Chunks(least if least <= most else max(1.0, 0.5 * most), most)  # beyond the other bound it is mostly noise
 
@@ -91,6 +91,25 @@ def _found_busy(facts: Facts) -> float:
     """Share of the requests that certainly found the engine busy: those that waited longer than the lowest bucket bound."""
     queue = facts.window.histograms.get(Hist.QUEUE_SECONDS)
     return 1.0 - queue.cumulative[0] / queue.count if queue is not None and queue.bounds and queue.count > 0 else 0.0
+
+
+def prompts_per_step(facts: Facts) -> float | None:
+    """How many prompts end in a step in which any does, by vLLM's iteration histogram, which books a prompt where it ends (and its
+    decodes beside it). A budget smaller than a prompt ends hardly more than one at a time. None where prompts and decodes of a step
+    cannot be told apart by their number of tokens."""
+    steps, prompt = facts.window.histograms.get(Hist.ITERATION_TOKENS), facts.prompt_tokens
+    if steps is None or prompt is None or facts.engine is not Engine.VLLM or (facts.hit_ratio or 0.0) > 0.2:
+        return None
+    for bound, below in zip(steps.bounds, steps.cumulative, strict=True):
+        if bound < (2.0 if facts.window.lifetime else 1.2) * facts.running_top:  # the mean of a life, or the most seen
+            continue
+        shorter = facts.window.attainment(Hist.PROMPT_TOKENS, bound)
+        with_prompts = steps.count - below
+        if bound > 0.7 * prompt or shorter is None or with_prompts < t.REQUESTS_CERTAIN.value:
+            return None
+        found = facts.started * (1.0 - shorter.high) / with_prompts
+        return found if found <= max(1.0, facts.running_top) else None
+    return None
 
 
 def _phases_lag(facts: Facts) -> bool:

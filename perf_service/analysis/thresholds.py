@@ -60,6 +60,7 @@ BUDGET_LARGE_ENOUGH: Final = Threshold(2048.0, "tokens", "smallest default of an
 QUEUE_MATERIAL: Final = Threshold(0.1, "ratio", "queue time over prefill time from which new requests do find the engine busy")
 FIXED_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of prefill that is its steps' fixed cost: what a larger budget saves")
 CUT_MIN: Final = Threshold(1.5, "steps", "steps per prompt at least: a prompt does not fit a step")
+WHOLE_PROMPTS: Final = Threshold(1.3, "prompts", "prompts that end in one step; a budget that cuts each prompt ends one at a time")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
 PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
 SECOND_SAVING_MIN: Final = Threshold(0.08, "ratio", "share of a request's service that a second cure saves, to be worth naming")
