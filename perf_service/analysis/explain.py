@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.knob_names import MEMORY_SHARE, SEQUENCE_LIMIT, TOKEN_BUDGET
 from perf_service.models.analysis import BottleneckType, Cause, Verdict
 from perf_service.models.metrics import Engine
 
@@ -31,15 +32,11 @@ CAUSE_TYPES: dict[Cause, BottleneckType] = {
     Cause.UNDER_USE: BottleneckType.UNDERUTILIZATION,
 }
 
-_LIMIT = {Engine.VLLM: "max_num_seqs", Engine.SGLANG: "max_running_requests", Engine.TGI: "max_batch_size"}
-_BUDGET = {Engine.VLLM: "max_num_batched_tokens", Engine.SGLANG: "chunked_prefill_size", Engine.TGI: "max_batch_prefill_tokens"}
-_MEMORY = {Engine.VLLM: "gpu_memory_utilization", Engine.SGLANG: "mem_fraction_static", Engine.TGI: "cuda_memory_fraction"}
-
 
 def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) -> str:
     """What to do about a cause, in one sentence, with the engine's own knob."""
     engine = facts.engine
-    limit, budget, memory = _LIMIT[engine], _BUDGET[engine], _MEMORY[engine]
+    limit, budget, memory = SEQUENCE_LIMIT[engine], TOKEN_BUDGET[engine], MEMORY_SHARE[engine]
     prefix = "remove --disable-radix-cache" if engine is Engine.SGLANG else "set enable_prefix_caching"
     texts = {
         Cause.BATCH_LIMIT: f"Raise {limit}: requests wait for a place while KV cache is free.",

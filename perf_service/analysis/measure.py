@@ -6,22 +6,11 @@ from collections.abc import Sequence
 
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.facts import Facts
+from perf_service.analysis.knob_names import SEQUENCE_LIMIT, TOKEN_BUDGET
 from perf_service.analysis.pinning import pinning_of_pages, pinning_of_stats, queued_share
 from perf_service.models.config import EngineConfig
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Snapshot
 from perf_service.models.window import GaugeStats, Window
-
-# The knob that limits running requests and the one that limits tokens per step, by engine.
-SEQUENCE_LIMIT_KNOBS: dict[Engine, tuple[str, ...]] = {
-    Engine.VLLM: ("max_num_active_seqs", "max_num_seqs"),
-    Engine.SGLANG: ("max_running_requests",),
-    Engine.TGI: ("max_batch_size",),
-}
-TOKEN_BUDGET_KNOBS: dict[Engine, tuple[str, ...]] = {
-    Engine.VLLM: ("max_num_batched_tokens",),
-    Engine.SGLANG: ("chunked_prefill_size",),
-    Engine.TGI: ("max_batch_prefill_tokens",),
-}
 
 
 def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = (), pages: Sequence[Snapshot] = ()) -> Facts:
@@ -72,7 +61,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
     gauge = window.gauge(Gauge.RETRACTED_REQUESTS)
     if preemptions is None and gauge is not None:
         preemptions = gauge.mean * gauge.samples
-    limit = _limit(window, config, SEQUENCE_LIMIT_KNOBS)
+    limit = _limit(config, "max_num_active_seqs", SEQUENCE_LIMIT[window.engine])
     holders = max(1, window.replicas) * (config.number("data_parallel_size") or 1.0)
     return Facts(
         window=window,
@@ -104,7 +93,7 @@ def facts_of(window: Window, config: EngineConfig, series: Sequence[Window] = ()
         preemptions_per_request=preemptions / finished if preemptions is not None and finished > 0 else None,
         sequence_limit=limit * holders if limit is not None else None,
         limit_holders=holders,
-        token_budget=_limit(window, config, TOKEN_BUDGET_KNOBS),
+        token_budget=_limit(config, TOKEN_BUDGET[window.engine]),
         budget_estimate=budget_estimate,
         prefix_caching=_prefix_caching(window, config, finished, hit_ratio),
         hit_ratio=hit_ratio,
@@ -216,9 +205,9 @@ def _kv_need(window: Window, config: EngineConfig, running: float | None, prompt
     return running * (prompt + output / 2.0 + block / 2.0) / capacity
 
 
-def _limit(window: Window, config: EngineConfig, knobs: dict[Engine, tuple[str, ...]]) -> float | None:
-    """The told limit of one replica and rank."""
-    values = [value for knob in knobs[window.engine] if (value := config.number(knob)) is not None and value > 0]
+def _limit(config: EngineConfig, *knobs: str) -> float | None:
+    """The told limit of one replica and rank: the narrowest, where it has several."""
+    values = [value for knob in knobs if (value := config.number(knob)) is not None and value > 0]
     return min(values, default=None)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perf_service.analysis.alerts import causes, incidents, objectives, signals
+from perf_service.analysis.alerts import incidents, objectives, signals, slowness, waiting
+from perf_service.analysis.alerts.conditions import Conditions
 from perf_service.analysis.alerts.rules import Alert, Group, PackOptions, Record
 
 
 def alert_pack(options: PackOptions) -> tuple[Group, ...]:
     """The rule groups of one engine: its replicas, and its objectives."""
-    found = incidents.alerts(options) + causes.alerts(options)
-    recording = (*signals.records(options), *causes.Conditions(options).records(), *incidents.records(options))
+    conditions = Conditions(options)
+    found = (*incidents.alerts(options), *waiting.alerts(conditions), *slowness.alerts(conditions))
+    recording = (*signals.records(options), *conditions.records(), *incidents.records(options))
     return (
         Group(f"{options.pack}-replicas", _read(recording, found), found),
         Group(f"{options.pack}-objectives", objectives.records(options), objectives.alerts(options)),
