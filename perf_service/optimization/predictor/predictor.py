@@ -23,6 +23,8 @@ from perf_service.optimization.predictor.workload import Workload, one_engine, r
 MODEL_ERROR = {"throughput": 0.1, "itl": 0.12, "e2e": 0.12, "ttft": 0.4, "queue": 0.3}
 # And more for every doubling of the batch beyond what was seen.
 EXTRAPOLATION_ERROR = 0.1
+# A change of the modelled value by this (natural log) is one that the model's own value may stand for.
+_MATTERS = 0.2
 # Queue times under this are noise of the scheduler (seconds); ratios of them mean nothing.
 NOISE_SECONDS = 1e-3
 
@@ -221,9 +223,11 @@ def _prediction(
             if before is None or before.value <= 0 or present <= 0:
                 pairs.append((weight, then))
             else:
-                # A present that the model misses by much belongs to a regime that it does not know: there its own value counts.
+                # A present that the model misses by much belongs to a regime that it does not know: there its own value counts,
+                # as far as the change matters at all. What it leaves alone stays as it was measured.
                 trust = 1.0 if kind in ("throughput", "itl") else _trust(before.value, present)
-                pairs.append((weight, then * (before.value / present) ** trust))
+                doubt = (1.0 - trust) * min(1.0, abs(math.log(then / present)) / _MATTERS if then > 0 else 1.0)
+                pairs.append((weight, then * (before.value / present) ** (1.0 - doubt)))
         return interval(pairs, error)
 
     def latency(

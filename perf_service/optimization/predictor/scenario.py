@@ -84,7 +84,9 @@ def scenarios_of(
     now = _limits_now(engine, config, windows, load, version, catalogue, notes, infer_sequences=budget_told)
     if not budget_told:
         notes.append(f"the present token budget is not known: {_BUDGETS[0]} to {_BUDGETS[-1]} tokens are allowed for")
-    unmodelled = tuple(c.parameter for c in changes if c.parameter not in MODELLED)
+    if any(_cuts_only_the_longest(c, now, load) for c in changes):
+        notes.append("a token budget above the mean prompt cuts only longer prompts, which a model of mean prompts does not see")
+    unmodelled = tuple(c.parameter for c in changes if c.parameter not in MODELLED or _cuts_only_the_longest(c, now, load))
     if unmodelled:
         notes.append(f"the effect of {', '.join(unmodelled)} on time is not modelled")
     if changes and len(unmodelled) == len(changes):
@@ -95,6 +97,14 @@ def scenarios_of(
             notes.append(f"the present {change.parameter} is not known; nothing shows that it binds, so it is taken not to")
         after = [s for old in after for s in _apply(engine, config, change, old, load, notes)]
     return Scenarios(now, tuple(after), tuple(dict.fromkeys(notes)), "", unmodelled)
+
+
+def _cuts_only_the_longest(change: ConfigChange, now: Limits, load: Workload) -> bool:
+    """Whether a token budget is lowered to a value that still holds the mean prompt beside the decodes."""
+    value = change.recommended_value
+    if change.parameter not in _BUDGET_KNOBS or isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return False
+    return load.computed + load.running <= value < now.token_budget and load.waiting < 0.5
 
 
 def _limits_now(

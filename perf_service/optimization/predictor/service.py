@@ -166,13 +166,16 @@ def _open_queue(x: float, capacity: float, request: Request, servers: float, ser
 
 
 def _poisson_p95(mean: float) -> float:
-    """The 95th percentile of a Poisson number, by its own recursion (the mean is at most a few dozens)."""
+    """The 95th percentile of a Poisson number, by its own recursion (the mean is at most a few dozens).
+
+    Between whole numbers by interpolation: prompts differ in length, so the step that one more of them joins is no sudden thing.
+    """
     if mean > 50:
         return mean + 1.645 * math.sqrt(mean)
-    probability = total = math.exp(-mean)
-    k = 0
+    below, probability = 0.0, math.exp(-mean)
+    total, k = probability, 0
     while total < 0.95:
         k += 1
         probability *= mean / k
-        total += probability
-    return float(k)
+        below, total = total, total + probability
+    return k - 1 + (0.95 - below) / probability if k else 0.0
