@@ -130,5 +130,5 @@ class Source:
         prefix = self.options.metric_prefix
         if prefix and name.startswith(self.dialect.prefix):
             name = prefix + name[len(self.dialect.prefix) :]
-        inside = ",".join((*matchers, *((self.options.selector.strip(),) if self.options.selector.strip() else ())))
+        inside = ",".join((*matchers, *filter(None, (self.options.selector,))))
         return f"{name}{{{inside}}}" if inside else name

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from perf_service.analysis.thresholds import BUILTIN_OBJECTIVES
+from perf_service.collectors.prometheus.matchers import parse_matchers
 from perf_service.models.analysis import Cause, Verdict
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import Engine
@@ -20,7 +21,6 @@ SERVICE_LABELS = ("cluster", "namespace", "job", "model_name")
 _LABEL = re.compile(r"[a-zA-Z_]\w*")
 _PREFIX = re.compile(r"[a-zA-Z_:][\w:]*")
 _NAME = re.compile(r"[\w.-]+")
-_MATCHER = re.compile(r'\s*[a-zA-Z_]\w*\s*(=~|!~|!=|=)\s*"(?:[^"\\]|\\.)*"\s*')
 
 
 class Urgency(StrEnum):
@@ -80,9 +80,9 @@ def default_objectives() -> tuple[SLOTarget, ...]:
 class PackOptions:
     """The operator's choices. Raises InvalidArgumentError for what can never be a rule.
 
-    `selector` restricts every series read, e.g. `namespace="x",job=~"llm-.*"`. `name` is the value of the label `pack`: two packs with
-    different objectives in one Prometheus need different names. `metric_prefix` is what stands for `vllm:` where a relay
-    has renamed the series, e.g. `vllm_`.
+    `selector` restricts every series read: label matchers as PromQL has them, e.g. `namespace="x",job=~"llm-.*"`.
+    `name` is the value of the label `pack`: two packs with different objectives in one Prometheus need different names.
+    `metric_prefix` is what stands for `vllm:` where a relay has renamed the series, e.g. `vllm_`.
     """
 
     engine: Engine
@@ -103,17 +103,8 @@ class PackOptions:
             raise InvalidArgumentError(f"{self.metric_prefix!r} cannot begin the name of a metric", field="metric_prefix")
         if self.name and not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(f"the pack's name may have letters, digits, '.', '_' and '-', not {self.name!r}", field="pack")
-        rest = self.selector
-        while rest:
-            match = _MATCHER.match(rest)
-            if match is None or not (match.end() == len(rest) or rest[match.end()] == ","):
-                example = 'namespace="x",job=~"llm-.*"'
-                raise InvalidArgumentError(
-                    f"{self.selector!r} is not a list of label matchers; write for example {example}", field="selector"
-                )
-            if rest.endswith(",") and match.end() == len(rest) - 1:
-                raise InvalidArgumentError(f"{self.selector!r} ends with a comma: it is a list of label matchers", field="selector")
-            rest = rest[match.end() + 1 :]
+        # What a person wrote can never become another query: it is read, and written anew.
+        object.__setattr__(self, "selector", ",".join(map(str, parse_matchers(self.selector, field="selector"))))
         for objective in self.objectives:
             _check_objective(objective)
 

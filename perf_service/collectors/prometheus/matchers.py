@@ -51,7 +51,7 @@ def parse_matchers(text: str, *, field: str = "match") -> tuple[Matcher, ...]:
         match = _MATCHER.match(body, position)
         if match is None:
             raise InvalidArgumentError(
-                f"{text!r} are no matchers from {body[position : position + 40]!r} on: "
+                f"{text!r} are no label matchers from {body[position : position + 40]!r} on: "
                 'write LABEL="VALUE" (or !=, =~, !~), separated by commas, e.g. job="vllm",instance="10.0.0.1:8000"',
                 field=field,
             )

@@ -74,6 +74,12 @@ def test_a_selector_restricts_every_series(engine: Engine) -> None:
                 assert inside.endswith(chosen) or f'"{name}"' in expr, (name, expr)
 
 
+@pytest.mark.parametrize("written", ["{ a='x' , b=~\"[.]\", }", "a=`x`,b=~`[.]`"])
+def test_a_selector_is_read_as_promql_has_it(written: str) -> None:
+    """As instances are registered with the matchers of their Prometheus: whoever copies one finds it understood here too."""
+    assert PackOptions(Engine.VLLM, selector=written).selector == 'a="x",b=~"[.]"'
+
+
 @engines
 def test_two_packs_do_not_share_a_series(engine: Engine) -> None:
     for group in alert_pack(PackOptions(engine, name="chat")):
@@ -168,7 +174,8 @@ def test_own_objectives_move_the_limits_of_the_causes() -> None:
     [
         ({"selector": "namespace=x"}, "label matchers"),
         ({"selector": 'a="b" or vector(1)'}, "label matchers"),
-        ({"selector": 'a="b",'}, "label matchers"),
+        ({"selector": 'a="b\n"'}, "label matchers"),
+        ({"selector": '__name__="up"'}, "by name"),
         ({"name": "a b"}, "pack's name"),
         ({"metric_prefix": "a-"}, "begin the name"),
         ({"target_labels": ("in-stance",)}, "name of a Prometheus label"),

@@ -110,7 +110,7 @@ def test_secrets_are_cleared_by_a_mask_of_their_own(monkeypatch: pytest.MonkeyPa
         (["doctor"], "give PAGE"),
         (["doctor", "--match", 'a="b"'], "go with --prometheus"),
         (["doctor", "page", "--prometheus", "http://p"], "not both"),
-        (["doctor", "--prometheus", "http://p", "--match", "a=b"], "are no matchers"),
+        (["doctor", "--prometheus", "http://p", "--match", "a=b"], "are no label matchers"),
         (["doctor", "--prometheus", "http://p", "--range", "soon"], "no duration"),
         (["doctor", "--prometheus", "http://p", "--token-file", "/nowhere"], "cannot be read"),
         (["instances", "register", "i"], "--endpoint URL, or --prometheus"),
