@@ -57,6 +57,9 @@ def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapp
     findings = _ordered(facts, latency, events, uneven)
     if not findings and (unused := _under_use(facts, statuses)) is not None:
         findings = [unused]
+    stall = rules_events.stalled(facts)
+    if stall is not None:  # what was measured is of the time in which nothing moved
+        findings = [stall, *(replace(f, symptom_of=f.symptom_of or Cause.ENGINE_HANG) for f in findings)]
     confidences = dict(found[0].beliefs()) if found else {}
     if findings and findings[0].cause not in confidences:
         confidences[findings[0].cause] = findings[0].confidence_ratio
@@ -258,7 +261,7 @@ def _ordered(facts: Facts, latency: list[Bottleneck], events: list[Bottleneck], 
     if queue_root:
         linked = (Cause.CLIENT_ABORTS, Cause.REJECTIONS)
         events = [replace(e, symptom_of=latency[0].cause) if e.cause in linked else e for e in events]
-    grave = [e for e in events if e.severity.rank >= Severity.HIGH.rank and e.symptom_of is None]
+    grave = [e for e in events if e.symptom_of is None and (e.severity.rank >= Severity.HIGH.rank or _many_fail(e))]
     rest = [e for e in events if e not in grave]
     result = [*grave, *latency, *rest]
     if uneven is not None:
@@ -268,6 +271,12 @@ def _ordered(facts: Facts, latency: list[Bottleneck], events: list[Bottleneck], 
         marked = [replace(f, symptom_of=f.symptom_of or Cause.REPLICA_IMBALANCE) for f in latency]
         return [*grave, replace(uneven, severity=level), *marked, *rest]
     return result
+
+
+def _many_fail(event: Bottleneck) -> bool:
+    """Told first even where one page cannot make it more than MEDIUM."""
+    of_server = event.metric_name in ("requests_failed", "requests_rejected")
+    return of_server and event.current_value >= t.ERROR_RATIO_HIGH.value
 
 
 def _under_use(facts: Facts, statuses: Sequence[SLOStatus]) -> Bottleneck | None:

@@ -63,6 +63,10 @@ def _within_a_step(facts: Facts) -> bool:
 def _busy_beside_idle_frontend(facts: Facts) -> bool:
     """Whether the time before the scheduler passes beside a busy engine and an API process that has little to do."""
     cores, running = facts.cpu_cores, facts.running_mean
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    step = max(facts.prefill or 0.0, facts.itl or 0.0, tail.value if tail is not None else 0.0)
+    if (facts.preschedule or 0.0) > t.STALL_STEPS.value * step:
+        return False  # nobody waits so long for a step of this engine
     return cores is not None and cores < t.CPU_SPARE.value and running is not None and running >= t.BATCH_BUSY.value
 
 

@@ -29,7 +29,7 @@ from dataclasses import replace
 from perf_service.analysis import rules_queue
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.slo_monitor import error_count, miss_ratio
-from perf_service.models.analysis import Bottleneck, Cause, HealthPart, HealthStatus, SLOState, SLOStatus
+from perf_service.models.analysis import Bottleneck, Cause, HealthPart, HealthStatus, SLOState, SLOStatus, Verdict
 from perf_service.models.units import number, percent
 
 OPERATOR_POINTS, OPERATOR_CAP = 40.0, 60.0
@@ -97,7 +97,7 @@ def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottle
     """The score of one window. None where nothing was asked of it, and nothing measured that could be judged."""
     failed = error_count(found.window)
     total = found.finished + failed
-    hung = any(b.cause is Cause.ENGINE_HANG for b in bottlenecks)
+    hung = any(b.cause is Cause.ENGINE_HANG and b.verdict is Verdict.RESTART for b in bottlenecks)
     if not hung and not total and not _present(found) and all(s.state is SLOState.NOT_MEASURED for s in statuses):
         return None
     # Both by the gauges or both by the times: numbers of two kinds do not compare.

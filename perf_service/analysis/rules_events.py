@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from dataclasses import replace
+from itertools import groupby, takewhile
 
 from perf_service.analysis import explain
 from perf_service.analysis import thresholds as t
@@ -96,11 +97,7 @@ def hang(facts: Facts) -> Bottleneck | None:
     tail_parts = busy or tail_parts
     still = sum(part.duration_seconds or 0.0 for part in tail_parts)
     scrapes = 1 + sum(part.scrapes - 1 for part in tail_parts)
-    usual = max(facts.prefill or 0.0, facts.itl or 0.0)
-    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
-    if tail is not None and tail.high != float("inf"):
-        usual = max(usual, tail.high)
-    needed = max(t.STALL_SECONDS.value, t.STALL_STEPS.value * usual)
+    needed = _stall_needed(facts)
     if still < needed:
         return None
     running = facts.running.last if facts.running else 0.0
@@ -138,6 +135,34 @@ def hang(facts: Facts) -> Bottleneck | None:
     )
 
 
+def stalled(facts: Facts) -> Bottleneck | None:
+    """The longest time in which the engine stood still although it had work, and which is over. None where it never did."""
+    runs = [[*run] for still, run in groupby(facts.series, lambda part: _stands_still(part) and _has_work(part)) if still]
+    lengths = [sum(part.duration_seconds or 0.0 for part in run) for run in runs]
+    longest = max(lengths, default=0.0)
+    needed = _stall_needed(facts)
+    if longest < needed or facts.series[-1] in runs[-1]:
+        return None
+    since = sum(part.duration_seconds or 0.0 for part in facts.series[facts.series.index(runs[lengths.index(longest)][-1]) + 1 :])
+    text = f"No token was generated for {longest:.0f} s in the middle of the window, with requests running or waiting."
+    evidence = (fact(facts, "generation_tokens", "delta", 0.0, text, threshold=needed, unit="tokens"),)
+    found = finding(
+        Cause.ENGINE_HANG, facts, Severity.HIGH, Verdict.NOT_ENOUGH_EVIDENCE, "generation_tokens", 0.0, needed, "", evidence, 0.9
+    )
+    advice = "Look for what held it (its log, the host: suspended, swapping, a device that was reset); if it comes back, take a stack dump."
+    description = f"The engine stood still for {longest:.0f} s although it had work; it moves again since {since:.0f} s."
+    return replace(found, description=description, recommendation=advice, would_settle="the engine's log and the host's over the same time")
+
+
+def _stall_needed(facts: Facts) -> float:
+    """Seconds without a token that are longer than any pause of this engine."""
+    usual = max(facts.prefill or 0.0, facts.itl or 0.0)
+    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
+    if tail is not None and tail.high != float("inf"):
+        usual = max(usual, tail.high)
+    return max(t.STALL_SECONDS.value, t.STALL_STEPS.value * usual)
+
+
 def errors(facts: Facts) -> tuple[Bottleneck, ...]:
     """Failed, rejected, malformed and abandoned requests, each with its own share."""
     window = facts.window
@@ -146,7 +171,8 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
     failed = max(get(Counter.REQUESTS_FAILED, 0.0), get(Counter.HTTP_5XX_RESPONSES, 0.0) - rejected)
     malformed, aborted = get(Counter.HTTP_4XX_RESPONSES, 0.0), get(Counter.REQUESTS_ABORTED, 0.0)
     aborted = max(aborted, _vanished(facts))
-    total = facts.finished + failed + rejected + malformed
+    total = _ended(facts) + max(0.0, failed - get(Counter.REQUESTS_FAILED, 0.0)) + rejected + malformed
+    since = " since the start; one page cannot say whether they still do" if window.lifetime else ""
     found = []
     for cause, count, metric, verdict in (
         (Cause.REQUEST_ERRORS, failed, "requests_failed", Verdict.NOT_ENOUGH_EVIDENCE),
@@ -157,7 +183,9 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
             severity = Severity.MEDIUM
             if share >= t.ERROR_RATIO_HIGH.value:
                 severity = Severity.CRITICAL if share >= t.ERROR_RATIO_CRITICAL.value else Severity.HIGH
-            detail = f"{count:.0f} of {total:.0f} requests ({percent(share)})."
+            if window.lifetime:
+                severity = Severity.MEDIUM
+            detail = f"{count:.0f} of {total:.0f} requests ({percent(share)}){since}."
             word = "failed" if cause is Cause.REQUEST_ERRORS else "were rejected"
             text = f"{percent(share)} of the requests {word} (from {percent(t.ERROR_RATIO.value)} on it is told)."
             evidence = (fact(facts, metric, "share", share, text, threshold=t.ERROR_RATIO.value, unit="ratio", samples=total),)
@@ -203,6 +231,12 @@ def errors(facts: Facts) -> tuple[Bottleneck, ...]:
             )
         )
     return tuple(found)
+
+
+def _ended(facts: Facts) -> float:
+    """Requests that the engine brought to an end, well or not. vLLM times those that fail too, so they are in the latencies already."""
+    failed, succeeded = facts.window.counters.get(Counter.REQUESTS_FAILED, 0.0), facts.window.delta(Counter.REQUESTS_SUCCEEDED)
+    return facts.finished + failed if succeeded is None else max(facts.finished, succeeded + failed)
 
 
 def _vanished(facts: Facts) -> float:

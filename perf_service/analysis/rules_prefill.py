@@ -155,7 +155,9 @@ def prefix_thrashing(facts: Facts) -> Candidate:
 
 
 def _turnovers(facts: Facts) -> float | None:
-    """How often the window's new tokens fill the KV cache."""
+    """How often the window's new tokens fill the KV cache; of a whole life that says nothing, as any cache was filled some day."""
+    if facts.window.lifetime:
+        return None
     gauge = facts.window.gauge(Gauge.KV_CAPACITY_TOKENS)
     capacity = gauge.mean if gauge is not None else facts.config.number("kv_cache_size_tokens")
     if not capacity or facts.computed_tokens is None or facts.output_tokens is None:

@@ -193,7 +193,8 @@ def _rate_name(target: SLOTarget) -> str:
 
 def measure_rate(window: Window, name: str) -> tuple[float | None, float]:
     """Value and sample count of a rate or ratio that an objective may name; None where it was not measured."""
-    finished = window.counters.get(Counter.REQUESTS_SUCCEEDED, 0.0) or window.count(Hist.E2E_SECONDS)
+    succeeded = window.delta(Counter.REQUESTS_SUCCEEDED)  # latencies are of those that fail, too
+    finished = succeeded if succeeded is not None else window.count(Hist.E2E_SECONDS)
     if name == "throughput_tokens_per_second":
         rate = window.rate(Counter.GENERATION_TOKENS)
         if rate is None and (gauge := window.gauge(Gauge.GENERATION_TOKENS_PER_SECOND)) is not None:

@@ -61,6 +61,8 @@ def chunks(facts: Facts) -> Chunks:
         most = max(1.0, prefill / facts.itl)
     if _whole_prompt_pauses(facts) or (prompts_per_step(facts) or 0.0) >= t.WHOLE_PROMPTS.value:
         return Chunks(1.0 if least > 2.0 else least, min(most, 2.0)) if least <= 3.0 else Chunks()
+    if facts.computed_tokens and facts.computed_tokens / least < max(t.BUDGET_LEAST.value, facts.running_top):
+        least = 1.0  # no such budget: something else stretches the prefill (an adapter that is loaded, a slow first step)
     return Chunks(least if least <= most else max(1.0, 0.5 * most), most)  # beyond the other bound it is mostly noise
 
 

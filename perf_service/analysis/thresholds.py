@@ -56,6 +56,7 @@ PREFILL_SATURATED: Final = Threshold(
     0.95, "requests", "a step budget that binds always has a prompt in prefill: occupancy >= 1, less noise"
 )
 BUDGET_SMALL: Final = Threshold(128.0, "tokens", "below it the fixed cost of a step outweighs its tokens on any engine")
+BUDGET_LEAST: Final = Threshold(32.0, "tokens", "nobody sets less, and vLLM refuses a budget below max_num_seqs")
 BUDGET_LARGE_ENOUGH: Final = Threshold(2048.0, "tokens", "smallest default of any vLLM or SGLang version and GPU")
 QUEUE_MATERIAL: Final = Threshold(0.1, "ratio", "queue time over prefill time from which new requests do find the engine busy")
 FIXED_SHARE_MIN: Final = Threshold(0.25, "ratio", "share of prefill that is its steps' fixed cost: what a larger budget saves")

@@ -67,3 +67,15 @@ def test_pauses_as_long_as_a_prefill_tell_that_a_step_takes_whole_prompts(window
         pauses = Histogram(2000, 2000 * 0.03, bounds, (100, 2000 * (1 - long), 2000 * (1 - long), 2000))
         made = window(means, {Gauge.RUNNING_REQUESTS: [4] * 5}, requests=100, histograms={Hist.ITL_SECONDS: pauses})
         assert (steps.chunks(facts_of(made, made.config)).most == 2.0) is whole
+
+
+def test_a_budget_that_nobody_can_set_is_not_what_cuts_prompts(window: Make) -> None:
+    means = {
+        Hist.TTFT_SECONDS: 0.5, Hist.QUEUE_SECONDS: 0.0, Hist.PREFILL_SECONDS: 0.4, Hist.DECODE_SECONDS: 2.0,
+        Hist.INFERENCE_SECONDS: 2.4, Hist.E2E_SECONDS: 2.5, Hist.GENERATION_TOKENS: 50.0,
+    }  # fmt: skip
+    pauses = Histogram(5000, 5000 * 0.04, (0.05, 0.1), (4990, 5000))
+    for prompt, least in ((900.0, 8.0), (60.0, 1.0)):
+        gauges = {Gauge.RUNNING_REQUESTS: [4] * 5}
+        made = window({**means, Hist.PROMPT_TOKENS: prompt}, gauges, requests=100, histograms={Hist.ITL_SECONDS: pauses})
+        assert steps.chunks(facts_of(made, made.config)).least == pytest.approx(least)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Severity, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
+from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
 
 
@@ -136,3 +138,42 @@ def test_a_hang_that_begins_on_an_idle_engine_is_one() -> None:
     root = AnalysisEngine().analyze(_silent([0.0] * 3 + [1.0] * 5, [0.0] * 3 + [0.1] * 5)).bottlenecks[0]
     assert (root.cause, root.verdict) == (Cause.ENGINE_HANG, Verdict.RESTART)
     assert "no token for 40 s over 5 scrapes" in root.description
+
+
+def test_a_hang_that_is_over_is_told_as_over() -> None:
+    silent = _silent([4.0] * 8, [0.1] * 8)
+    moved = [replace(page, counters={**page.counters, Counter.GENERATION_TOKENS: 900.0 + 100 * n}) for n, page in enumerate(silent[6:])]
+    analysis = AnalysisEngine().analyze([*silent[:6], *moved])
+    root = analysis.bottlenecks[0]
+    assert (root.cause, root.severity, root.verdict) == (Cause.ENGINE_HANG, Severity.HIGH, Verdict.NOT_ENOUGH_EVIDENCE)
+    assert "stood still for 50 s" in root.description
+    assert "since 20 s" in root.description
+    assert analysis.health_score != 0.0
+
+
+def test_a_wait_before_the_scheduler_that_no_step_is_as_long_as_is_no_prefill(window: Callable[..., Window]) -> None:
+    late = {**PHASES, Hist.TTFT_SECONDS: 2.0, Hist.E2E_SECONDS: 3.0, Hist.INFERENCE_SECONDS: 1.05, Hist.ITL_SECONDS: 0.03}
+    made = window(late, {Gauge.RUNNING_REQUESTS: [8] * 6, Gauge.WAITING_REQUESTS: [0] * 6}, {Counter.PROCESS_CPU_SECONDS: 6.0})
+    assert Cause.PREFILL_COMPUTE not in causes(AnalysisEngine().analyze(made))
+
+
+def test_failed_requests_that_are_timed_are_counted_once(window: Callable[..., Window]) -> None:
+    counters = {Counter.REQUESTS_FAILED: 100, Counter.REQUESTS_SUCCEEDED: 0}
+    analysis = AnalysisEngine().analyze(window(PHASES, counters=counters), slo_targets=[SLOTarget("error_ratio", 0.01)])
+    assert "100 of 100 requests" in analysis.bottlenecks[0].description
+    assert analysis.slo_statuses[0].current_value == 1.0
+
+
+def test_errors_of_a_whole_life_are_told_first_and_not_as_of_now(window: Callable[..., Window]) -> None:
+    counters = {Counter.REQUESTS_FAILED: 60, Counter.REQUESTS_SUCCEEDED: 100}
+    root = AnalysisEngine().analyze(window(QUEUED, counters=counters, lifetime=True)).bottlenecks[0]
+    assert (root.cause, root.severity) == (Cause.REQUEST_ERRORS, Severity.MEDIUM)
+    assert "since the start" in root.description
+
+
+def test_a_cache_that_was_filled_once_in_its_life_does_not_thrash(window: Callable[..., Window]) -> None:
+    means = {**QUEUED, Hist.QUEUE_SECONDS: 0.0, Hist.PREFILL_SECONDS: 5.0, Hist.INFERENCE_SECONDS: 6.0, Hist.PROMPT_TOKENS: 2000}
+    counters = {Counter.PREFIX_CACHE_QUERIES_TOKENS: 200_000, Counter.PREFIX_CACHE_HITS_TOKENS: 30_000}
+    for lifetime in (False, True):
+        made = window(means, {Gauge.KV_CAPACITY_TOKENS: [20_000] * 3}, counters, lifetime=lifetime)
+        assert (Cause.PREFIX_CACHE_THRASHING in causes(AnalysisEngine().analyze(made))) is not lifetime
