@@ -51,6 +51,8 @@ _ALIASES = {
 }
 _BARE_SECONDS_MAX = 100.0
 """From here on a time without a unit is far likelier to be meant in milliseconds: `ttft_p95<500`."""
+_LONGEST_SECONDS = {"itl": 10.0, "tpot": 10.0, "ttft": 100.0, "queue": 100.0, "prefill": 100.0, "e2e": 3600.0, "decode": 3600.0}
+"""From here on a time is no objective that anybody has, whatever it is told in: far likelier milliseconds that were meant."""
 _SUFFIX = re.compile(r"^(?P<name>.+?)(?:_(?P<stat>mean|avg|p(?P<q>\d{1,2}(?:\.\d+)?|100|999)))?$")
 _EXPRESSION = re.compile(r"^\s*(?P<metric>[a-zA-Z][\w.]*)\s*(?P<op><=|>=|<|>)\s*(?P<value>[0-9.eE+-]+)\s*(?P<unit>ms|s|%)?\s*$")
 
@@ -149,20 +151,33 @@ def parse_slo(text: str) -> SLOTarget:
     return target
 
 
-def _slip(target: SLOTarget, value: str, unit: str) -> str:
-    """Why a well-formed objective cannot be meant; empty where it can."""
-    if target.target_value < 0:
-        return f"{target.metric_name} is never below zero"
+def why_not_meant(target: SLOTarget, written: str = "") -> str:
+    """Why an objective cannot be meant, whoever told it: a slip of the unit, of the sign or of the side. Empty where it can.
+
+    `written` is the value as it was told, with its unit where it had one.
+    """
+    name, value = target.metric_name, target.target_value
+    if value < 0:
+        return f"{name} is never below zero"
     if target.is_backwards:
         sign, word = ("<", "at most") if target.comparison is Comparison.GREATER_THAN else (">", "at least")
-        return f"it would be met by the worst; {target.metric_name} is to be {word} so much: write {target.metric_name}{sign}{value}{unit}"
+        return f"it would be met by the worst; {name} is to be {word} so much: write {name}{sign}{written or format(value, 'g')}"
+    if target.histogram is not None and value >= _LONGEST_SECONDS[target.base_metric]:
+        return f"{name} is in seconds, and {value:g} s is longer than anybody wants; is {value:g}ms meant, which is {value / 1000:g}?"
+    if target.base_metric.endswith("_ratio") and value > 1:
+        return f"{target.base_metric} lies between 0 and 1; is {value:g}% meant, which is {value / 100:g}?"
+    return ""
+
+
+def _slip(target: SLOTarget, value: str, unit: str) -> str:
+    """As `why_not_meant`, of one that was written with a unit or without."""
     if target.histogram is not None:
         if unit == "%":
             return f"{target.metric_name} is a time; write for example {target.metric_name}<500ms"
-        if not unit and target.target_value >= _BARE_SECONDS_MAX:
+        if not unit and target.target_value >= _BARE_SECONDS_MAX and not target.is_backwards:
             return f"a time without a unit is in seconds; write {value}ms or {value}s"
-        return ""
+        return why_not_meant(target, value + unit)
     is_ratio = target.base_metric.endswith("_ratio")
     if unit in ("ms", "s") or (unit == "%" and not is_ratio):
         return f"{target.base_metric} is {'a ratio' if is_ratio else 'a number per second'}, not in {unit}"
-    return f"{target.base_metric} lies between 0 and 1; is {value}% meant?" if is_ratio and target.target_value > 1 else ""
+    return why_not_meant(target, value + unit)

@@ -131,7 +131,10 @@ class SLOTarget(_message.Message):
     ratio: `throughput_tokens_per_second`, `requests_per_second`, `error_ratio`, `prefix_cache_hit_ratio`, `kv_cache_usage_ratio`.
     """
     target_value: _builtins.float
-    """In the metric's own unit."""
+    """In the metric's own unit: times in seconds, ratios from 0 to 1. INVALID_ARGUMENT for what cannot be meant: 10 s and more for `itl` and
+    `tpot`, 100 s for `ttft`, `queue` and `prefill`, an hour for `e2e` and `decode` (milliseconds, most likely), a ratio above 1, and a
+    latency that is to be long or a throughput that is to be low.
+    """
     comparison: Global___Comparison.ValueType
     """Which side is good."""
     objective_ratio: _builtins.float

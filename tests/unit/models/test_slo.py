@@ -35,6 +35,9 @@ def test_what_is_no_objective_is_refused_with_its_text(text: str) -> None:
     ("text", "why"),
     [
         ("ttft_p95<500", "500ms or 500s"),
+        ("itl_p99<50", "50ms meant"),
+        ("ttft<120s", "120ms meant"),
+        ("e2e_p95<30000s", "30000ms meant"),
         ("itl_p99<50%", "is a time"),
         ("ttft_p95<-1s", "never below zero"),
         ("throughput>500ms", "not in ms"),

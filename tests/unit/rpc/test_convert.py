@@ -138,6 +138,23 @@ def test_an_objective_must_name_a_known_metric() -> None:
     assert caught.value.field == "slo_targets[1].metric_name"
 
 
+@pytest.mark.parametrize(
+    ("metric", "value", "side", "why"),
+    [
+        ("ttft_p95", 500, slo_pb2.COMPARISON_LESS_THAN, "500ms meant, which is 0.5"),
+        ("itl", 50, slo_pb2.COMPARISON_UNSPECIFIED, "50ms meant"),
+        ("error_ratio", 5, slo_pb2.COMPARISON_LESS_THAN, "5% meant, which is 0.05"),
+        ("ttft_p95", 0.5, slo_pb2.COMPARISON_GREATER_THAN, "write ttft_p95<0.5"),
+        ("throughput", 500, slo_pb2.COMPARISON_UNSPECIFIED, "write throughput>500"),
+    ],
+)
+def test_an_objective_that_cannot_be_meant_is_refused_as_the_command_line_does(metric: str, value: float, side: Any, why: str) -> None:
+    target = slo_pb2.SLOTarget(metric_name=metric, target_value=value, comparison=side)
+    with pytest.raises(InvalidArgumentError, match=why) as caught:
+        targets_of([target], "fleet.slo_targets")
+    assert caught.value.field == "fleet.slo_targets[0].target_value"
+
+
 def test_a_window_comes_with_its_rates_and_quantiles() -> None:
     histogram = Histogram(count=10, sum=2.0, bounds=(0.1, 0.5), cumulative=(5, 10))
     window = Window(
