@@ -23,7 +23,7 @@ from sqlalchemy import create_engine
 from perf_service.collectors.snapshot import SnapshotBuilder, snapshot_of
 from perf_service.models.metrics import Engine, Snapshot
 from perf_service.models.workflow import Event, EventKind, Gate, Workflow, WorkflowRequest, WorkflowStatus
-from perf_service.storage.store import SqlStore, ordered_id
+from perf_service.storage.store import SqlStore
 
 PAGE = Path(__file__).parent.parent / "tests/fixtures/captures/b_queue_bad_r2/010.prom.gz"
 
@@ -70,9 +70,7 @@ async def history(url: str, replicas: int, interval: float, hours: float) -> Non
     for step in range(steps):
         at = begin + step * interval
         stream = [streams[index % len(streams)][step * 100 // steps] for index in range(replicas)]
-        named = [
-            replace(s, instance_id=f"replica-{n:04}", collected_at=at, snapshot_id=ordered_id("snap", at)) for n, s in enumerate(stream)
-        ]
+        named = [replace(s, instance_id=f"replica-{n:04}", collected_at=at) for n, s in enumerate(stream)]
         await store.add_snapshots(named)
     print(f"\n{replicas} replicas, one page each {interval:g} s for {hours:g} h")
     days = replicas * hours / 24

@@ -15,7 +15,6 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import replace
 from typing import Any, TextIO
 
 import structlog
@@ -40,7 +39,7 @@ from perf_service.storage.buffer import SnapshotBuffer
 from perf_service.storage.history import History, HistoryPolicy
 from perf_service.storage.listing import all_fleets, all_instances
 from perf_service.storage.ports import Store
-from perf_service.storage.store import SqlStore, ordered_id, random_id
+from perf_service.storage.store import SqlStore, random_id
 from perf_service.storage.tables import REVISIONS
 from perf_service.targets.registry import TargetPool
 from perf_service.targets.supervision import LocalSupervision
@@ -142,10 +141,9 @@ class App:
         policy = history_policy(settings)
         self._history = History(self.store, policy)
         told = self._history.look_back
-        self.collecting = Collecting(self.store, source, clock=time.time, new_id=random_id, imported=told)
-        self.backfilling = Backfilling(
-            self.store, scraped, clock=time.time, new_id=random_id, retention_seconds=policy.retention_seconds, imported=told
-        )
+        kept = policy.retention_seconds
+        self.collecting = Collecting(self.store, source, clock=time.time, retention_seconds=kept, imported=told)
+        self.backfilling = Backfilling(self.store, scraped, clock=time.time, retention_seconds=kept, imported=told)
         self.pipeline = Pipeline(self.store, self.collecting, clock=time.time, new_id=random_id)
         self._buffer = SnapshotBuffer(self.store, trouble=self._not_kept)
         self.scheduler = ScrapeScheduler(
@@ -268,7 +266,7 @@ class App:
             if self._newest.get(instance.instance_id, 0.0) >= snapshot.collected_at:
                 return
             self._newest[instance.instance_id] = snapshot.collected_at
-        self._buffer.put(replace(snapshot, snapshot_id=ordered_id("snap", time.time())))
+        self._buffer.put(snapshot)
 
     def _not_kept(self, lost: int, error: StoreError) -> None:
         # The store's trouble, not the engines': their scrapes go on.

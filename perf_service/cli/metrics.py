@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +67,9 @@ def now(
 @collect.command("import")
 def import_(
     instance_id: InstanceArgument,
-    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A saved /metrics page (.gz too).", show_default=False)],
+    page: Annotated[
+        Path, typer.Argument(metavar="PAGE", help="A saved /metrics page (.gz too), or a directory of them.", show_default=False)
+    ],
     engine: Annotated[str, typer.Option("--engine", help="If it is not the instance's own.")] = "",
     at: Annotated[float | None, typer.Option("--at", help="Unix time of the scrape (default: now).")] = None,
     request_id: RequestIdOption = "",
@@ -73,20 +77,54 @@ def import_(
     timeout: TimeoutOption = 30.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Hand a saved page of an instance to the server."""
-    from perf_service.cli.pages import read_page
+    """Hand saved pages of an instance to the server. May be repeated: a page of a moment that is stored changes nothing."""
+    from perf_service.cli.pages import read_saved
     from perf_service.models.errors import InvalidArgumentError
     from perf_service.v1 import collect_service_pb2 as pb
 
-    if not page.is_file():
+    if not page.exists():
         raise InvalidArgumentError(f"there is no file {str(page)!r}", field="PAGE")
-    request = pb.ImportMetricsRequest(instance_id=instance_id, page=read_page(page), request_id=new_request_id(request_id))
-    if engine:
-        request.engine = engine_number(engine)
-    if at is not None:
-        request.collected_at.FromNanoseconds(int(at * 1e9))
-    response = call(server, timeout, _stub, "ImportMetrics", request)
-    show(output, response, lambda: _view(response.snapshot))
+    saved = read_saved(page)
+    if page.is_dir() and (at is not None or request_id):
+        raise InvalidArgumentError("--at and --request-id are of one page; those of a directory have their times in it", field="--at")
+    if page.is_dir() and any(one.collected_at is None for one in saved):
+        raise InvalidArgumentError(
+            f"when the pages of {page} were scraped is not known: add scrapes.jsonl with their times (lines of file and t_unix), or import "
+            "them one by one with --at",
+            field="PAGE",
+        )
+    responses = []
+    for one in saved:
+        request = pb.ImportMetricsRequest(instance_id=instance_id, page=one.body, request_id=new_request_id(request_id))
+        if engine:
+            request.engine = engine_number(engine)
+        if (time_ := one.collected_at if page.is_dir() else at) is not None:
+            request.collected_at.FromNanoseconds(int(time_ * 1e9))
+        responses.append(call(server, timeout, _stub, "ImportMetrics", request))
+    outcomes = [response.outcome for response in responses]
+    counts = {name: outcomes.count(number) for name, number in _outcomes().items()}
+    if not page.is_dir():
+        show(output, responses[0], lambda: _view(responses[0].snapshot, "; ".join(_told(counts))))
+    elif output is Output.JSON:
+        typer.echo(json.dumps(counts))
+    else:
+        out().print(f"{instance_id}: {'; '.join(_told(counts))}")
+
+
+def _outcomes() -> dict[str, int]:
+    """The outcomes of an import, by the names in JSON."""
+    from perf_service.v1 import collect_service_pb2 as pb
+
+    return {name.removeprefix("IMPORT_OUTCOME_").lower(): number for name, number in pb.ImportOutcome.items() if number}
+
+
+def _told(counts: Mapping[str, int]) -> list[str]:
+    words = {
+        "stored": "{} stored",
+        "already_stored": "{} of moments that were stored before",
+        "too_old": "{} older than what the server keeps, not stored",
+    }
+    return [words.get(name, "{} " + name).format(number) for name, number in counts.items() if number]
 
 
 @collect.command("backfill")
@@ -173,7 +211,7 @@ def _row(message: Any) -> tuple[str, ...]:
     )
 
 
-def _view(message: Any) -> RenderableType:
+def _view(message: Any, outcome: str = "") -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -182,6 +220,7 @@ def _view(message: Any) -> RenderableType:
     rows += [(f"{name.value} (total)", number(value)) for name, value in s.counters.items()]
     rows += [(f"{name.value} (mean of {number(h.count)})", _mean(name.value, h.mean)) for name, h in s.histograms.items() if h.count]
     head = Text(f"{s.instance_id}  {s.engine.value} {s.engine_version}  {clock_time(s.collected_at)} UTC", style="bold")
+    head.append(f"  {outcome}" if outcome else "", style="not bold")
     issues = [Text(f"! {issue.message}", style="yellow") for issue in s.quality.issues if issue.level != "info"]
     return Group(head, listing(("metric", "value"), rows), *issues)
 

@@ -24,16 +24,16 @@ Lost = Callable[[int, StoreError], None]
 class Keeps(Protocol):
     """The part of `ports.SnapshotStore` that is needed."""
 
-    async def add_snapshots(self, group: list[Snapshot]) -> None:
-        """Store them in one transaction; passes over ids that are there already. Raises StoreError."""
+    async def add_snapshots(self, group: list[Snapshot]) -> int:
+        """Store them in one transaction, each moment of an instance once; how many were new. Raises StoreError."""
         ...
 
 
 class SnapshotBuffer:
     """Takes snapshots at once and stores them shortly after, in the order they came. Bounded: the oldest go first.
 
-    `trouble` is told of every failure, with how many snapshots it has cost so far (0: they are tried again). Snapshots need their ids:
-    a group is tried again after a failure that may have come after its commit.
+    `trouble` is told of every failure, with how many snapshots it has cost so far (0: they are tried again). Snapshots need their times, by
+    which the store knows them again: a group is tried again after a failure that may have come after its commit.
     """
 
     def __init__(

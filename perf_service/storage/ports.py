@@ -81,10 +81,10 @@ class FleetStore(Protocol):
 
 
 class SnapshotStore(Protocol):
-    """Scrapes by time."""
+    """Scrapes by time. A moment of an instance is stored once: who adds it again gets what is there."""
 
     async def add_snapshot(self, snapshot: Snapshot) -> Snapshot: ...
-    async def add_snapshots(self, group: Sequence[Snapshot]) -> None: ...  # one transaction
+    async def add_snapshots(self, group: Sequence[Snapshot]) -> int: ...  # one transaction; how many were new
     async def latest_snapshot(self, instance_id: str) -> Snapshot | None: ...
     async def latest_times(self, instance_ids: Sequence[str]) -> Mapping[str, float]: ...  # of those that were ever scraped
     async def snapshot_at(self, instance_id: str, at: float) -> Snapshot | None:

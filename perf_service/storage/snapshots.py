@@ -18,6 +18,7 @@ from perf_service.storage.database import Database
 from perf_service.storage.pages import fetch_rows, scope_of
 from perf_service.storage.ports import Page
 from perf_service.storage.snapshot_codec import Shape, SnapshotCodec, progress_of
+from perf_service.storage.snapshot_ids import snapshot_id_of
 from perf_service.storage.tables import instances, snapshot_shapes, snapshots
 from perf_service.storage.thinning import Mark, surplus
 
@@ -37,7 +38,7 @@ _COLUMNS: Final = (snapshots.c.taken_at, snapshots.c.snapshot_id, snapshots.c.do
 
 
 class SnapshotRepository:
-    """See `ports.SnapshotStore`. What comes without an id or a time gets one from the store."""
+    """See `ports.SnapshotStore`. What comes without an id gets one of its instance and time; without a time a random one."""
 
     _db: Database
     _clock: Callable[[], float]
@@ -46,26 +47,30 @@ class SnapshotRepository:
     _stored_shapes: dict[str, float]  # key -> used_until, as far as this process knows
 
     async def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """Store a scrape; adding the same one again changes nothing. ValueError where its id belongs to another one."""
-        stored = self._named(snapshot)
+        """Store a scrape, or give what is stored of that instance and moment already. ValueError where a told id belongs to another one."""
+        named = self._named(snapshot)
 
-        def work(connection: Connection) -> dict[str, float]:
-            query = select(*_COLUMNS).where(snapshots.c.snapshot_id == stored.snapshot_id)
-            found = connection.execute(query).first()
-            if found is None:
-                return self._add(connection, [stored])
-            if self._read(connection, found) != stored:
-                raise ValueError(f"snapshot_id {stored.snapshot_id!r} is taken by another document, and stored documents never change")
-            return {}
+        def work(connection: Connection) -> tuple[dict[str, float], Snapshot]:
+            shapes, added = self._add(connection, [named])
+            if added:
+                return shapes, named
+            found = self._first(connection, select(*_COLUMNS).where(snapshots.c.snapshot_id == named.snapshot_id))
+            if snapshot.snapshot_id and found != named:
+                raise ValueError(f"snapshot_id {named.snapshot_id!r} is taken by another document, and stored documents never change")
+            return shapes, found or named
 
-        self._stored_shapes.update(await self._db.write(work))
+        shapes, stored = await self._db.write(work)
+        self._stored_shapes.update(shapes)
         return stored
 
-    async def add_snapshots(self, group: Sequence[Snapshot]) -> None:
-        """Store scrapes in one transaction, all or none. One whose id is there already is passed over."""
+    async def add_snapshots(self, group: Sequence[Snapshot]) -> int:
+        """Store scrapes in one transaction, all or none; how many were new. One whose id is there already is passed over."""
         named = [self._named(snapshot) for snapshot in group]
-        if named:
-            self._stored_shapes.update(await self._db.write(lambda connection: self._add(connection, named)))
+        if not named:
+            return 0
+        shapes, added = await self._db.write(lambda connection: self._add(connection, named))
+        self._stored_shapes.update(shapes)
+        return added
 
     async def latest_snapshot(self, instance_id: str) -> Snapshot | None:
         """The newest one by time, None where there is none."""
@@ -228,10 +233,12 @@ class SnapshotRepository:
         taken = snapshot.collected_at
         if taken is not None and not math.isfinite(taken):
             raise ValueError(f"collected_at must be finite or None, not {taken}")
-        return snapshot if snapshot.snapshot_id else replace(snapshot, snapshot_id=self._new_id("snap"))
+        if snapshot.snapshot_id:
+            return snapshot
+        return replace(snapshot, snapshot_id=self._new_id("snap") if taken is None else snapshot_id_of(snapshot.instance_id, taken))
 
-    def _add(self, connection: Connection, group: Iterable[Snapshot]) -> dict[str, float]:
-        """Insert; returns the shapes that are stored once the transaction is."""
+    def _add(self, connection: Connection, group: Iterable[Snapshot]) -> tuple[dict[str, float], int]:
+        """Insert; returns the shapes that are stored once the transaction is, and the number of rows that were new."""
         rows, shapes, now = [], dict[str, tuple[Shape, float]](), self._clock()
         for snapshot in group:
             document, shape = self._codec.packed(snapshot)
@@ -253,8 +260,9 @@ class SnapshotRepository:
         if shapes:
             _upsert_shapes(connection, shapes)
         dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        connection.execute(dialect.insert(snapshots).on_conflict_do_nothing(index_elements=["snapshot_id"]), rows)
-        return {key: until for key, (_, until) in shapes.items()}
+        insert = dialect.insert(snapshots).on_conflict_do_nothing(index_elements=["snapshot_id"])
+        added = connection.execute(insert, rows, execution_options={"preserve_rowcount": True}).rowcount
+        return {key: until for key, (_, until) in shapes.items()}, added
 
     def _first(self, connection: Connection, query: Select[Any]) -> Snapshot | None:
         row = connection.execute(query).first()

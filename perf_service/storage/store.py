@@ -25,11 +25,6 @@ def random_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:20]}"
 
 
-def ordered_id(prefix: str, now: float) -> str:
-    """`prefix-` and 20 hex digits that begin with the time: rows of high frequency end up at the end of their index, not all over it."""
-    return f"{prefix}-{int(now * 1000) & 0xFFFFFFFFFFF:011x}{uuid.uuid4().hex[:9]}"
-
-
 class SqlStore(FleetRepository, SnapshotRepository, DocumentRepository, WorkflowRepository, LeaseRepository, RecordRepository):
     """A store over one SQL database. Safe for several tasks and several processes at once."""
 

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from perf_service.v1 import engine_pb2 as _engine_pb2
 from perf_service.v1 import snapshot_pb2 as _snapshot_pb2
 from perf_service.v1 import stream_pb2 as _stream_pb2
@@ -22,6 +23,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ImportOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORT_OUTCOME_UNSPECIFIED: _ImportOutcome.ValueType  # 0
+    """Not told."""
+    IMPORT_OUTCOME_STORED: _ImportOutcome.ValueType  # 1
+    """It is stored now."""
+    IMPORT_OUTCOME_ALREADY_STORED: _ImportOutcome.ValueType  # 2
+    """A page of this instance and moment was stored before, and stays as it was."""
+    IMPORT_OUTCOME_TOO_OLD: _ImportOutcome.ValueType  # 3
+    """It is older than what the server keeps (setting retention_hours), and was not stored."""
+
+class ImportOutcome(_ImportOutcome, metaclass=_ImportOutcomeEnumTypeWrapper):
+    """What became of an imported page."""
+
+IMPORT_OUTCOME_UNSPECIFIED: ImportOutcome.ValueType  # 0
+"""Not told."""
+IMPORT_OUTCOME_STORED: ImportOutcome.ValueType  # 1
+"""It is stored now."""
+IMPORT_OUTCOME_ALREADY_STORED: ImportOutcome.ValueType  # 2
+"""A page of this instance and moment was stored before, and stays as it was."""
+IMPORT_OUTCOME_TOO_OLD: ImportOutcome.ValueType  # 3
+"""It is older than what the server keeps (setting retention_hours), and was not stored."""
+Global___ImportOutcome: _TypeAlias = ImportOutcome  # noqa: Y015
 
 @_typing.final
 class CollectMetricsRequest(_message.Message):
@@ -124,18 +153,22 @@ class ImportMetricsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    outcome: Global___ImportOutcome.ValueType
+    """Whether it was stored."""
     @_builtins.property
     def snapshot(self) -> _snapshot_pb2.Snapshot:
-        """As stored."""
+        """As stored; of a page that is too old, as read, without an id."""
 
     def __init__(
         self,
         *,
         snapshot: _snapshot_pb2.Snapshot | None = ...,
+        outcome: Global___ImportOutcome.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

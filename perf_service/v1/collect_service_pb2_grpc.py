@@ -104,7 +104,7 @@ class CollectServiceServicer(object):
     def ImportMetrics(self, request, context):
         """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
-        Idempotent by request_id.
+        Idempotent by request_id, and by instance and time: one moment of an instance is stored once.
 
         Errors:
         - BODY_EMPTY: check that the engine has its metrics on.

@@ -64,7 +64,7 @@ class CollectServiceStub:
     ImportMetrics: _grpc.UnaryUnaryMultiCallable[_collect_service_pb2.ImportMetricsRequest, _collect_service_pb2.ImportMetricsResponse]
     """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
-    Idempotent by request_id.
+    Idempotent by request_id, and by instance and time: one moment of an instance is stored once.
 
     Errors:
      - BODY_EMPTY: check that the engine has its metrics on.
@@ -155,7 +155,7 @@ class CollectServiceAsyncStub(CollectServiceStub):
     ImportMetrics: _aio.UnaryUnaryMultiCallable[_collect_service_pb2.ImportMetricsRequest, _collect_service_pb2.ImportMetricsResponse]  # type: ignore[assignment]
     """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
-    Idempotent by request_id.
+    Idempotent by request_id, and by instance and time: one moment of an instance is stored once.
 
     Errors:
      - BODY_EMPTY: check that the engine has its metrics on.
@@ -255,7 +255,7 @@ class CollectServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_collect_service_pb2.ImportMetricsResponse, _abc.Awaitable[_collect_service_pb2.ImportMetricsResponse]]:
         """Stores a page that was fetched by somebody else: pushed by an agent, or saved earlier. The instance need not be registered.
 
-        Idempotent by request_id.
+        Idempotent by request_id, and by instance and time: one moment of an instance is stored once.
 
         Errors:
          - BODY_EMPTY: check that the engine has its metrics on.

@@ -54,12 +54,14 @@ class PrometheusSource(_message.Message):
     BEARER_TOKEN_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
-    """Base URL, under which /api/v1/query is found, e.g. "http://prometheus:9090". A query string in it is sent along."""
+    """Base URL, under which /api/v1/query is found, e.g. "http://prometheus:9090". A query string in it is sent along;
+    its values are told as "***", which in an update keeps the stored URL.
+    """
     match: _builtins.str
     """PromQL label matchers that select one engine server, e.g. "job=\\"vllm\\",instance=\\"10.0.0.1:8000\\"". They must not choose metrics by name."""
     bearer_token: _builtins.str
     """Sent as "Authorization: Bearer ...". A secret: stored as it is, and told as "***". "***" in an update keeps what is stored, as long as
-    `url` stays the same.
+    `url` stays the same; an update_mask of "prometheus.bearer_token" with this left out forgets it ("prometheus.headers" those).
     """
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -127,7 +129,7 @@ class Instance(_message.Message):
     """The engine it runs."""
     endpoint: _builtins.str
     """Base URL (http://host:port) or the URL of its metrics page. Required unless `prometheus` is set; beside it, the engine is asked there for
-    its version and configuration only.
+    its version and configuration only. The values of a query string are told as "***", which in an update keeps the stored URL.
     """
     fleet_id: _builtins.str
     """The fleet it belongs to. Empty: none."""

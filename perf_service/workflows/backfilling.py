@@ -13,7 +13,6 @@ from perf_service.models.metrics import DataIssue, IssueCode, IssueLevel, Snapsh
 from perf_service.storage.ports import Store
 
 _BATCH = 100
-_STORED = 10_000
 
 
 class HistorySource(Protocol):
@@ -43,14 +42,12 @@ class Backfilling:
         history: HistorySource,
         *,
         clock: Callable[[], float],
-        new_id: Callable[[str], str],
         retention_seconds: float = math.inf,
         imported: Callable[[float], None] = lambda at: None,
     ) -> None:
         self._store = store
         self._past = history
         self._clock = clock
-        self._new_id = new_id
         self._retention = retention_seconds
         self._told_import = imported
 
@@ -80,7 +77,7 @@ class Backfilling:
         imported = total = 0
         ends: list[Snapshot] = []
         async for group in self._past.history(instance, start, end):
-            imported += await self._keep_new(instance_id, group, start, end)
+            imported += await self._keep_new(group, start)
             total += len(group)
             issues.update(dict.fromkeys(group[-1].quality.issues))
             ends = [*ends[:1], group[0], group[-1]]
@@ -98,13 +95,12 @@ class Backfilling:
             )
         return kept_from
 
-    async def _keep_new(self, instance_id: str, group: Sequence[Snapshot], start: float, end: float) -> int:
+    async def _keep_new(self, group: Sequence[Snapshot], start: float) -> int:
         """Store what of a group is not stored yet; how many that were."""
-        earliest, latest = group[0].collected_at or start, group[-1].collected_at or end
-        stored = await self._store.snapshots_between(instance_id, earliest, latest, limit=_STORED)
-        known = {snapshot.collected_at for snapshot in stored}
-        fresh = [replace(s, snapshot_id=self._new_id("snap")) for s in group if s.collected_at not in known]
-        for index in range(0, len(fresh), _BATCH):
-            await self._store.add_snapshots(fresh[index : index + _BATCH])
-            self._told_import(fresh[index].collected_at or start)
-        return len(fresh)
+        added = 0
+        for index in range(0, len(group), _BATCH):
+            new = await self._store.add_snapshots(group[index : index + _BATCH])
+            if new:
+                self._told_import(group[index].collected_at or start)
+            added += new
+        return added

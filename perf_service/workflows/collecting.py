@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from perf_service.collectors.dialects import detect_engine
 from perf_service.collectors.saved import unpacked
 from perf_service.collectors.source import ImportedText, MetricsSource
 from perf_service.models.errors import CollectError, ErrorReason, NotFoundError
 from perf_service.models.fleet import DEFAULT_PORTS, Instance
-from perf_service.models.metrics import Engine, Snapshot
+from perf_service.models.metrics import DataIssue, Engine, IssueCode, IssueLevel, Snapshot
 from perf_service.storage.ports import Store
 
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9_.-]+):\d{1,5}$")
@@ -24,8 +26,26 @@ def implied_instance(instance_id: str, engine: Engine) -> Instance:
     return Instance(instance_id, engine, endpoint if "://" in endpoint else f"http://{endpoint}")
 
 
+class ImportOutcome(StrEnum):
+    """What became of a page that was handed in."""
+
+    STORED = "stored"
+    ALREADY_STORED = "already_stored"  # a page of that instance and moment is kept, and stays
+    TOO_OLD = "too_old"  # older than anything that is kept
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedPage:
+    """The snapshot of a page that was handed in: what is stored of its moment, or what was read of one that is too old."""
+
+    snapshot: Snapshot
+    outcome: ImportOutcome
+
+
 class Collecting:
-    """Use cases over a `Store` and a source. `imported` is told the time of a page that was kept for a moment of the past.
+    """Use cases over a `Store` that keeps snapshots for `retention_seconds`, and a source.
+
+    `imported` is told the time of a page that was kept for a moment of the past.
 
     Raises PerfServiceError only.
     """
@@ -36,13 +56,13 @@ class Collecting:
         source: MetricsSource,
         *,
         clock: Callable[[], float],
-        new_id: Callable[[str], str],
+        retention_seconds: float = math.inf,
         imported: Callable[[float], None] = lambda at: None,
     ) -> None:
         self._store = store
         self._source = source
         self._clock = clock
-        self._new_id = new_id
+        self._retention = retention_seconds
         self._told_import = imported
         self._imported = ImportedText()
 
@@ -52,13 +72,7 @@ class Collecting:
 
     async def collect_from(self, instance: Instance) -> Snapshot:
         """Scrape this instance now and keep the snapshot. Raises CollectError."""
-        snapshot = await self._source.snapshot(instance, self._clock())
-        if instance.prometheus is not None and snapshot.collected_at is not None:
-            # Its time is that of the scrape: asked again before the next one, it is the same.
-            stored = await self._store.snapshots_between(instance.instance_id, snapshot.collected_at, snapshot.collected_at, limit=1)
-            if stored:
-                return stored[0]
-        return await self._keep(snapshot)
+        return await self._store.add_snapshot(await self._source.snapshot(instance, self._clock()))
 
     async def collect_all(self, instances: Sequence[Instance]) -> None:
         """One page of each instance; an error only where none answers."""
@@ -70,8 +84,8 @@ class Collecting:
 
     async def import_page(
         self, instance_id: str, page: bytes, *, engine: Engine | None = None, collected_at: float | None = None
-    ) -> Snapshot:
-        """Keep the snapshot of a page that somebody else fetched, plain or gzip.
+    ) -> ImportedPage:
+        """Keep the snapshot of a page that somebody else fetched, plain or gzip, unless it is there already or too old to be kept.
 
         Of an instance that is not registered the engine is told or read off the page. `collected_at` in unix seconds; None: now.
         Raises CollectError (BODY_*, ENGINE_UNKNOWN, ENGINE_MISMATCH).
@@ -94,11 +108,15 @@ class Collecting:
                 f"instance {instance_id!r} is registered as {instance.engine.value}, the page was told to be of {engine.value}",
                 {"instance_id": instance_id},
             )
-        time = self._clock() if collected_at is None else collected_at
-        kept = await self._keep(self._imported.read(instance, page, time))
-        self._told_import(time)
-        return kept
-
-    async def _keep(self, snapshot: Snapshot) -> Snapshot:
-        named = snapshot if snapshot.snapshot_id else replace(snapshot, snapshot_id=self._new_id("snap"))
-        return await self._store.add_snapshot(named)
+        now = self._clock()
+        time = now if collected_at is None else collected_at
+        snapshot = self._imported.read(instance, page, time)
+        if time <= now - self._retention:
+            told = f"It is older than what is kept, {self._retention / 3600:g} h (setting retention_hours), and was not stored."
+            issue = DataIssue(IssueCode.TRUNCATED, IssueLevel.WARNING, told)
+            return ImportedPage(replace(snapshot, quality=snapshot.quality.plus(issue)), ImportOutcome.TOO_OLD)
+        is_new = await self._store.add_snapshots([snapshot]) > 0
+        if is_new:
+            self._told_import(time)
+        stored = await self._store.add_snapshot(snapshot)  # with its id; of a moment that is known, what is known of it
+        return ImportedPage(stored, ImportOutcome.STORED if is_new else ImportOutcome.ALREADY_STORED)

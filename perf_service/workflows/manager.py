@@ -54,7 +54,7 @@ class WorkflowManager:
         self._store: Store = store if store is not None else SqlStore.open("sqlite://", clock=clock)
         self._own_scrape = OnDemandScrape() if source is None and pipeline is None else None
         if pipeline is None:
-            collecting = Collecting(self._store, source or self._own_scrape or OnDemandScrape(), clock=clock, new_id=new_id)
+            collecting = Collecting(self._store, source or self._own_scrape or OnDemandScrape(), clock=clock)
             pipeline = Pipeline(self._store, collecting, clock=clock, new_id=new_id)
         self._pipeline = pipeline
         self._own_targets = TargetPool(clock=clock) if targets is None else None

@@ -13,8 +13,10 @@ from perf_service.rpc.services.streams import Metronome, draining, heartbeat, in
 from perf_service.v1 import collect_service_pb2 as pb
 from perf_service.v1 import collect_service_pb2_grpc as pb_grpc
 from perf_service.v1 import engine_pb2
+from perf_service.workflows.collecting import ImportOutcome
 
 _ENGINE = enum_item(Engine, engine_pb2.Engine.DESCRIPTOR)
+_OUTCOME = enum_item(ImportOutcome, pb.ImportOutcome.DESCRIPTOR)
 _BACKFILL_SECONDS = 600.0
 _BATCH = 100
 """Snapshots of one instance that a slow reader may lag behind before it is taken to the newest."""
@@ -31,13 +33,13 @@ class CollectServicer(pb_grpc.CollectServiceServicer):
 
     async def ImportMetrics(self, request: pb.ImportMetricsRequest, context: Any) -> pb.ImportMetricsResponse:
         engine = _ENGINE.decode(request.engine)
-        snapshot = await self._s.collecting.import_page(
+        done = await self._s.collecting.import_page(
             request.instance_id,
             request.page,
             engine=None if engine is ABSENT else engine,
             collected_at=seconds(request.collected_at) if request.HasField("collected_at") else None,
         )
-        return pb.ImportMetricsResponse(snapshot=SNAPSHOT.to_proto(snapshot))
+        return pb.ImportMetricsResponse(snapshot=SNAPSHOT.to_proto(done.snapshot), outcome=_OUTCOME.encode(done.outcome))
 
     async def BackfillMetrics(self, request: pb.BackfillMetricsRequest, context: Any) -> pb.BackfillMetricsResponse:
         end = seconds(request.range.end) if request.range.HasField("end") else self._s.clock()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def test_fleets_and_instances_from_create_to_delete(cli: Cli) -> None:
     assert "chat" not in ok(cli("fleets", "list"))
 
 
-def test_collect_analyze_plan_predict_from_imported_pages(cli: Cli) -> None:
+def test_collect_analyze_plan_predict_from_imported_pages(cli: Cli, tmp_path: Path) -> None:
     ok(cli("instances", "register", "pages", "--endpoint", "http://127.0.0.1:9", "--scrape-interval", "3600"))
     folder = CAPTURES / "b_queue_bad_r2"
     times = [json.loads(line) for line in (folder / "scrapes.jsonl").read_text().splitlines()]
@@ -101,6 +102,21 @@ def test_collect_analyze_plan_predict_from_imported_pages(cli: Cli) -> None:
     for entry in times:
         ok(cli("collect", "import", "pages", str(folder / entry["file"]), "--at", str(entry["t_unix"] + shift)))
     assert ok(cli("collect", "list", "pages")).count("snap-") == len(times)
+    # The same pages from a directory, and one more that nobody would keep.
+    index = [{"file": e["file"], "t_unix": e["t_unix"] + shift} for e in times] + [{"file": times[0]["file"], "t_unix": 1.0}]
+    (tmp_path / "scrapes.jsonl").write_text("\n".join(map(json.dumps, index)))
+    for entry in times:
+        shutil.copy(folder / entry["file"], tmp_path)
+    told = ok(cli("collect", "import", "pages", str(tmp_path)))
+    assert f"{len(times)} of moments that were stored before; 1 older than what the server keeps, not stored" in " ".join(told.split())
+    assert json.loads(ok(cli("collect", "import", "pages", str(tmp_path), "-o", "json"))) == {
+        "stored": 0,
+        "already_stored": len(times),
+        "too_old": 1,
+    }
+    assert ok(cli("collect", "list", "pages")).count("snap-") == len(times)
+    (tmp_path / "scrapes.jsonl").unlink()
+    assert "when the pages" in cli("collect", "import", "pages", str(tmp_path))[2]
     table = ok(cli("analyze", "pages"))
     assert "batch limit" in table
     assert "MEASURED" in table

@@ -30,7 +30,7 @@ from perf_service.v1 import (
     workflow_service_pb2,
 )
 from perf_service.v1._vendor.externalscaler import externalscaler_pb2, externalscaler_pb2_grpc
-from tests.support.remote import Remote, Start
+from tests.support.remote import Remote, Start, pages_of
 
 
 async def test_fleets_and_instances_live_their_life(remote: Remote) -> None:
@@ -101,6 +101,26 @@ async def test_pages_become_a_diagnosis_a_plan_and_a_prediction(remote: Remote) 
     answer = await remote.optimize.Predict(optimize_service_pb2.PredictRequest(instance_id=names[0], changes=[change]))
     assert answer.prediction.config.settings["max_num_seqs"].value.int_value == 32
     assert answer.prediction.calibration
+
+
+async def test_a_page_is_kept_once_and_not_beyond_the_retention(remote: Remote, app: App) -> None:
+    page = pages_of("a_healthy")[0]
+
+    async def imported(age_seconds: float) -> tuple[int, str]:
+        request = collect_service_pb2.ImportMetricsRequest(instance_id="pushed", page=page)
+        request.collected_at.FromNanoseconds(int((now - age_seconds) * 1e9))
+        response = await remote.collect.ImportMetrics(request)
+        assert response.snapshot.counters
+        return response.outcome, response.snapshot.snapshot_id
+
+    now = time.time()
+    kept = app.settings.retention_hours * 3600
+    outcome, name = await imported(kept - 60)
+    assert outcome == collect_service_pb2.IMPORT_OUTCOME_STORED
+    assert await imported(kept - 60) == (collect_service_pb2.IMPORT_OUTCOME_ALREADY_STORED, name)
+    assert await imported(kept + 1) == (collect_service_pb2.IMPORT_OUTCOME_TOO_OLD, "")
+    listed = await remote.collect.ListSnapshots(collect_service_pb2.ListSnapshotsRequest(instance_id="pushed"))
+    assert [snapshot.snapshot_id for snapshot in listed.snapshots] == [name]
 
 
 async def test_knobs_and_track_record_have_pages(remote: Remote) -> None:

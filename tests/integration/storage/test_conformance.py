@@ -211,6 +211,17 @@ async def test_a_snapshot_is_stored_once_and_never_changed(store: SqlStore) -> N
         await store.add_snapshot(replace(first, counters={}))
 
 
+async def test_a_moment_of_an_instance_is_stored_once_whoever_saw_it(store: SqlStore) -> None:
+    """Kept in the background, collected, imported, read back from a Prometheus: what came first stays."""
+    first = await store.add_snapshot(snapshot(1.25, value=1.0))
+    assert await store.add_snapshot(snapshot(1.25, value=2.0)) == first
+    assert await store.add_snapshots([snapshot(1.25), snapshot(1.25, "other"), snapshot(1.5), snapshot(1.250001)]) == 3
+    assert await store.add_snapshots([snapshot(1.25), snapshot(1.5)]) == 0
+    assert [s.collected_at for s in await store.snapshots_between("i", 0.0, 9.0)] == [1.25, 1.250001, 1.5]
+    # Of an unknown moment each is another.
+    assert await store.add_snapshots([snapshot(None), snapshot(None)]) == 2
+
+
 async def test_retention(store: SqlStore) -> None:
     for at in range(0, 100, 10):
         await store.add_snapshot(snapshot(float(at)))

@@ -17,12 +17,13 @@ class Store:
         self.fails = False
         self.stored = asyncio.Event()
 
-    async def add_snapshots(self, group: list[Snapshot]) -> None:
+    async def add_snapshots(self, group: list[Snapshot]) -> int:
         await asyncio.sleep(0)
         if self.fails:
             raise StoreError(ErrorReason.STORE_UNAVAILABLE, "gone")
         self.groups.append([snapshot.snapshot_id for snapshot in group])
         self.stored.set()
+        return len(group)
 
 
 def put(buffer: SnapshotBuffer, *names: object) -> None:
@@ -70,7 +71,7 @@ async def test_what_comes_during_a_failure_keeps_the_bound() -> None:
     told = list[int]()
 
     class Slow(Store):
-        async def add_snapshots(self, group: list[Snapshot]) -> None:
+        async def add_snapshots(self, group: list[Snapshot]) -> int:
             put(buffer, *range(10, 13))
             raise StoreError(ErrorReason.STORE_UNAVAILABLE, "gone")
 
@@ -95,11 +96,11 @@ async def test_what_was_being_stored_at_the_end_is_stored_again() -> None:
     begun = asyncio.Event()
 
     class Hanging(Store):
-        async def add_snapshots(self, group: list[Snapshot]) -> None:
+        async def add_snapshots(self, group: list[Snapshot]) -> int:
             if not begun.is_set():
                 begun.set()
                 await asyncio.Event().wait()
-            await super().add_snapshots(group)
+            return await super().add_snapshots(group)
 
     store = Hanging()
     buffer = SnapshotBuffer(store, trouble=lambda *_: None, linger_seconds=0.0)

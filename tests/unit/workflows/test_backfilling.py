@@ -28,17 +28,15 @@ class World:
             retention_seconds=KEPT,
             imported=self.told.append,
             clock=lambda: NOW,
-            new_id=lambda kind: f"{kind}-{len(self.stored)}",
         )
 
     async def get_instance(self, instance_id: str) -> Instance:
         return Instance(instance_id, Engine.VLLM, "", prometheus=PrometheusSource("http://p", 'a="b"'))
 
-    async def snapshots_between(self, *_: Any, **__: Any) -> Sequence[Snapshot]:
-        return self.stored
-
-    async def add_snapshots(self, group: Sequence[Snapshot]) -> None:
-        self.stored += group
+    async def add_snapshots(self, group: Sequence[Snapshot]) -> int:
+        fresh = [snapshot for snapshot in group if snapshot not in self.stored]
+        self.stored += fresh
+        return len(fresh)
 
     async def history(self, instance: Instance, start: float, end: float) -> AsyncIterator[Sequence[Snapshot]]:
         self.asked.append((start, end))
