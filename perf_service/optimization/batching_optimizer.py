@@ -243,7 +243,9 @@ def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     knob, found = at.knobs.token_budget, list[Optimization]()
     present = at.number(knob)
     floor = max(TOKEN_BUDGET_FLOOR, int(at.number(at.knobs.sequences) or 0) if at.engine is Engine.VLLM else 0)
-    target = TOKEN_BUDGET_LOW if present is None or present < 0 or present > TOKEN_BUDGET_LOW else max(floor, int(present // 2))
+    # A budget that no step has reached binds nothing: what steps really hold has to be cut.
+    binding = min((v for v in (present, at.largest_step_tokens) if v is not None and v > 0), default=None)
+    target = TOKEN_BUDGET_LOW if binding is None or binding > TOKEN_BUDGET_LOW else max(floor, power_of_two_at_most(binding / 2))
     losers = ("ttft_seconds", "throughput_tokens_per_second")
     if at.engine is Engine.SGLANG:
         mixed = at.propose("enable_mixed_chunk", True, "decodes ride along with a prefill chunk instead of waiting for it")
@@ -254,8 +256,9 @@ def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
                     "A prefill step stops decoding here; mixed steps keep tokens flowing.", mixed, losers=losers[:1],
                 )
             )  # fmt: skip
-    if target >= floor and (present is None or present < 0 or target < present):
-        change = at.propose(knob, target, "decoding requests wait for a step full of prompt tokens")
+    if target >= floor and (binding is None or target < binding):
+        seen = f"; steps hold up to {binding:.0f} tokens" if binding is not None else ""
+        change = at.propose(knob, target, f"decoding requests wait for a step full of prompt tokens{seen}")
         if change:
             found.append(
                 optimization(
@@ -270,7 +273,10 @@ def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
 def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     median = at.window.quantile(Hist.PROMPT_TOKENS, 0.5) if at.window else None
     threshold = max(TOKEN_BUDGET_FLOOR, power_of_two_at_least(2 * median.value)) if median else TOKEN_BUDGET_LOW
-    change = at.propose("long_prefill_token_threshold", threshold, "long prompts keep short ones from their first token")
+    reason = "long prompts keep short ones from their first token" + (
+        f"; half of the prompts have {median.value:.0f} tokens or fewer" if median else ""
+    )
+    change = at.propose("long_prefill_token_threshold", threshold, reason)
     if change:
         return [
             optimization(
@@ -279,10 +285,16 @@ def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
                 risks=("long prompts take more steps",), losers=("ttft_seconds_p99",),
             )
         ]  # fmt: skip
+    knob = at.catalogue.get(at.engine, "long_prefill_token_threshold")
+    unsure = (
+        f" {knob.knob.flag} {threshold} would cap their chunk; the engine has it since {knob.knob.since}, and which one runs is not known."
+        if knob and at.has(knob.knob.name) is None
+        else ""
+    )
     return [
         optimization(
             OptimizerKind.BATCHING, bottleneck, "Serve long prompts from replicas of their own",
-            "Long prompts hold up the first token of everybody behind them; route them to a separate pool.",
+            f"Long prompts hold up the first token of everybody behind them; route them to a separate pool.{unsure}",
         )
     ]  # fmt: skip
 

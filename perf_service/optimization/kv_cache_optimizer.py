@@ -171,7 +171,7 @@ def _prefix_on(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
             OptimizerKind.KV_CACHE, bottleneck, "Turn the prefix cache on",
             f"Prompts that begin alike reuse each other's KV cache ({how}). The gain is as large as the share that prompts have in common.",
             change,
-            risks=("none known for answers; no gain where prompts share nothing",),
+            risks=("no gain where prompts share nothing",),
             prerequisites=("prompts share a prefix (system prompt, history): the metrics cannot show it while the cache is off",),
         )
     ]  # fmt: skip

@@ -24,6 +24,7 @@ RISK = {
     "chunked_prefill_size": 0.2,
     "max_batch_prefill_tokens": 0.2,
     "long_prefill_token_threshold": 0.15,
+    "max_loras": 0.2,
     "schedule_conservativeness": 0.2,
     "gpu_memory_utilization": 0.3,
     "mem_fraction_static": 0.3,

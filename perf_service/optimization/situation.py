@@ -15,6 +15,7 @@ from perf_service.models.plan import Optimization, OptimizerKind
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import GaugeStats, Window
 from perf_service.optimization.catalogue import KnobCatalogue, find_conflicts, kv_capacity_tokens
+from perf_service.optimization.catalogue.versions import in_bracket
 from perf_service.optimization.configs import ConfigLike, read_config, read_engine
 
 
@@ -51,6 +52,9 @@ KNOBS: dict[Engine, EngineKnobs] = {
         "max_total_tokens", "prefix_caching", True, "", "--num-shard",
     ),
 }  # fmt: skip
+
+# What a page of vLLM shows only from a release on, newest first: a key of its cache_config_info, a histogram.
+_SHOWN_SINCE: tuple[tuple[str | Hist, str], ...] = (("kv_cache_size_tokens", "0.26.0"), (Hist.PREFILL_COMPUTED_TOKENS, "0.13.0"))
 
 # vLLM: SchedulerConfig.compute_hash puts these into the torch.compile cache key; CacheConfig's memory and prefix knobs are not in it.
 _RECOMPILES = frozenset({"max_num_seqs", "max_num_batched_tokens", "max_running_requests", "quantization", "quantize"})
@@ -153,7 +157,33 @@ class Situation:
         """Preemptions in the window, None where unknown."""
         return self.window.delta(Counter.PREEMPTIONS) if self.window else None
 
+    @property
+    def largest_step_tokens(self) -> float | None:
+        """At most so many tokens were in one step: the bound of the highest bucket that was hit; a token budget at or above it changes
+        nothing. None where the page has no such histogram, or the step lies beyond its last bound."""
+        steps = self.window.histograms.get(Hist.ITERATION_TOKENS) if self.window else None
+        if steps is None or steps.count <= 0:
+            return None
+        return next((bound for bound, upto in zip(steps.bounds, steps.cumulative, strict=True) if upto >= steps.count), None)
+
+    @property
+    def least_version(self) -> str:
+        """The oldest release that the engine can be, by what its page shows; empty: nothing tells. Only for a version that is unknown."""
+        if self.version or self.engine is not Engine.VLLM or self.window is None:
+            return ""
+        return next((since for shown, since in _SHOWN_SINCE if shown in self.window.config or shown in self.window.histograms), "")
+
     # ---- What may be proposed ----
+
+    def has(self, name: str) -> bool | None:
+        """Whether the engine has a knob; None where its version is not known well enough to tell."""
+        entry = self.catalogue.get(self.engine, name)
+        if entry is None:
+            return False
+        found = entry.supported(self.version)
+        if found is None and self.least_version and not entry.knob.removed and in_bracket(self.least_version, entry.knob.since, ""):
+            return True
+        return found
 
     def propose(self, name: str, value: KnobValue | None, reason: str, *, inferred: KnobValue | None = None) -> ConfigChange | None:
         """A change that this version surely knows, this hardware is not known to lack, and that is not in force already; else None.
@@ -161,8 +191,7 @@ class Situation:
         `inferred` is the present value concluded from behaviour, used where the config does not tell it.
         """
         entry = self.catalogue.get(self.engine, name)
-        supported = entry.supported(self.version) if entry else False
-        if entry is None or not supported or not entry.knob.tunable:
+        if entry is None or not self.has(name) or not entry.knob.tunable:
             return None
         if value is not None:
             choices = entry.certain_choices(self.version)

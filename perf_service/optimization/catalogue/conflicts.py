@@ -48,6 +48,13 @@ def _vllm(config: EngineConfig) -> Iterable[tuple[str, str]]:
             f"without chunked prefill max_num_batched_tokens ({tokens:.0f}) must hold one prompt of max_model_len ({length:.0f}): "
             f"raise it or keep chunked prefill on",
         )
+    long_prefill = config.number("long_prefill_token_threshold")
+    if long_prefill and length and 0 < length < long_prefill:
+        yield (
+            "long_prefill_token_threshold max_model_len",
+            f"long_prefill_token_threshold ({long_prefill:.0f}) must not be above max_model_len ({length:.0f}): vLLM refuses to start; "
+            "lower it, or leave it out as no prompt can be that long",
+        )
     active = config.number("max_num_active_seqs")
     if active and seqs and active > seqs:
         yield (

@@ -84,13 +84,14 @@ def scenarios_of(
     now = _limits_now(engine, config, windows, load, version, catalogue, notes, infer_sequences=budget_told)
     if not budget_told:
         notes.append(f"the present token budget is not known: {_BUDGETS[0]} to {_BUDGETS[-1]} tokens are allowed for")
-    if any(_cuts_only_the_longest(c, now, load) for c in changes):
-        notes.append("a token budget above the mean prompt cuts only longer prompts, which a model of mean prompts does not see")
     unmodelled = tuple(c.parameter for c in changes if c.parameter not in MODELLED or _cuts_only_the_longest(c, now, load))
-    if unmodelled:
-        notes.append(f"the effect of {', '.join(unmodelled)} on time is not modelled")
+    unknown = tuple(c.parameter for c in changes if c.parameter not in MODELLED)
+    why = [f"the effect of {', '.join(unknown)} on time is not modelled"] if unknown else []
+    if len(unknown) < len(unmodelled):
+        why.append("a token budget above the mean prompt cuts only longer prompts, which a model of mean prompts does not see")
     if changes and len(unmodelled) == len(changes):
-        return Scenarios(now, (), tuple(notes), f"the effect of {', '.join(unmodelled)} is not modelled", unmodelled)
+        return Scenarios(now, (), tuple(notes), "; ".join(why), unmodelled)
+    notes += why
     after: list[Scenario] = [Scenario(1.0, now)]
     for change in changes:
         if change.parameter in _BUDGET_KNOBS and config.number(change.parameter) is None:
