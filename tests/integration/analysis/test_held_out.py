@@ -28,6 +28,11 @@ def _analyzed(scenario: str, **config: int) -> Analysis:
         ("kv_blocks24", Cause.KV_EXHAUSTED),
         ("client_aborts", Cause.CLIENT_ABORTS),
         ("engine_hang", Cause.ENGINE_HANG),
+        ("queue_seqs8", Cause.BATCH_LIMIT),
+        ("budget128", Cause.TOKEN_BUDGET_TOO_SMALL),
+        ("kv_blocks40", Cause.KV_EXHAUSTED),
+        ("prefix_off_512", Cause.PREFIX_CACHE_OFF),
+        ("long_among_short", Cause.HEAD_OF_LINE_BLOCKING),
     ],
 )
 def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> None:
@@ -36,7 +41,21 @@ def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> N
     assert root.cause is cause
 
 
-@pytest.mark.parametrize("scenario", ["healthy_busy", "one_client", "unshared_prompts", "kv_full_no_preemption", "dp2_light", "dp2_busy"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "healthy_busy",
+        "one_client",
+        "unshared_prompts",
+        "kv_full_no_preemption",
+        "dp2_light",
+        "dp2_busy",
+        "seqs8_light",
+        "cold_start",
+        "load_step",
+        "prefill_long",
+    ],
+)
 def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
     analysis = _analyzed(scenario)
     assert {b.cause for b in analysis.bottlenecks} <= COMPUTE
@@ -59,3 +78,9 @@ def test_a_hang_with_frozen_gauges_is_no_idleness() -> None:
     frozen = AnalysisEngine().analyze(snapshots[-5:], "vllm")
     assert frozen.verdict is Verdict.RESTART
     assert frozen.overall_health_score == 0.0
+
+
+def test_of_two_faults_the_second_is_told_beside_the_first() -> None:
+    causes = [finding.cause for finding in _analyzed("two_faults").bottlenecks]
+    assert causes[0] is Cause.BATCH_LIMIT
+    assert Cause.TOKEN_BUDGET_TOO_SMALL in causes
