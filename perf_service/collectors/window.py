@@ -15,6 +15,7 @@ from typing import Final
 
 from perf_service.collectors.histograms import is_behind, subtracted
 from perf_service.collectors.reading import derived_histograms
+from perf_service.collectors.restarts import what_changed
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import (
     Counter,
@@ -188,6 +189,9 @@ def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
             f"The engine restarted {'once' if len(spans) == 2 else f'{len(spans) - 1} times'} between the pages; "
             f"the longest span without a restart is used, {len(best)} of {sum(map(len, spans))} pages."
         )
+        changed = next((told for a, b in pairwise(spans) if (told := what_changed(a[-1], b[0]))), "")
+        if changed:
+            text += f" What differs from one page to the next: {changed}."
         notes.append(DataIssue(IssueCode.RESET, IssueLevel.WARNING, text))
     times = [page.collected_at for page in given if page.collected_at is not None]
     if len(times) == len(given) and times != sorted(times):

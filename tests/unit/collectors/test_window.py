@@ -10,6 +10,7 @@ import pytest
 
 from perf_service.collectors.snapshot import snapshot_of
 from perf_service.collectors.window import is_reset, lifetime_window, overall_window, spans_of, window_between, window_over
+from perf_service.models.config import EngineConfig
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.metrics import (
     Counter,
@@ -212,3 +213,14 @@ def test_overall_falls_back_to_one_page_and_to_nothing() -> None:
     assert only is not None
     assert only.lifetime
     assert overall_window([snapshot_of("nothing 1\n", "i", engine=Engine.VLLM)]) is None
+
+
+def test_what_differs_over_a_restart_is_told() -> None:
+    old = [replace(page(1100 + n, tokens=n), model_name="small", config=EngineConfig.of({"block_size": 16})) for n in range(2)]
+    new = [replace(page(1200 + n, tokens=n, start=1190), model_name="big", config=EngineConfig.of({"block_size": 32})) for n in range(3)]
+    window = overall_window([*old, *new])
+    assert window is not None
+    (note,) = [issue.message for issue in window.quality.issues if issue.code is IssueCode.RESET]
+    assert (
+        "the model (small -> big), block_size (16 -> 32), the start of the process (1970-01-01 00:16:40 -> 1970-01-01 00:19:50 UTC)" in note
+    )
