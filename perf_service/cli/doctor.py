@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from perf_service.cli.console import Output, OutputOption, out, working
-from perf_service.cli.pages import SavedPage, check_page, is_url, read_pages, spaced
+from perf_service.cli.pages import is_url, read_pages, spaced
 from perf_service.cli.prometheus import (
     EndOption,
     HeaderOption,
@@ -26,9 +26,10 @@ from perf_service.cli.prometheus import (
     time_range,
 )
 from perf_service.cli.settings_text import parse_settings
+from perf_service.collectors.saved import SavedPage, check_page, snapshots_of
 from perf_service.models.config import EngineConfig, KnobValue
-from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError
-from perf_service.models.metrics import Engine, IssueCode
+from perf_service.models.errors import ErrorReason, InvalidArgumentError
+from perf_service.models.metrics import Engine
 from perf_service.models.redaction import redacted
 from perf_service.models.slo import SLOTarget, parse_slo
 
@@ -95,7 +96,7 @@ def doctor(
         since, until = time_range(range_, start, end, time.time())
         with working(f"reading {prometheus}"):
             history = asyncio.run(read_engine(source_of(prometheus, match, header, token_file), since, until, told_engine))
-        snapshots = snapshots_of(history.pages, told_engine, current)
+        snapshots = snapshots_of(history.pages, _ID, engine=told_engine, config=current)
         snapshots[-1] = replace(snapshots[-1], quality=snapshots[-1].quality.plus(*history.issues))
     elif match or range_ or start or end or header or token_file:
         raise InvalidArgumentError(
@@ -104,7 +105,7 @@ def doctor(
     elif isinstance(saved := _pages_of(pages or (), interval), str):
         snapshots = asyncio.run(_scrape_twice(saved, told_engine, current, interval or DEFAULT_INTERVAL_SECONDS))
     else:
-        snapshots = snapshots_of(saved, told_engine, current)
+        snapshots = snapshots_of(saved, _ID, engine=told_engine, config=current)
         check_order(snapshots)
     with working("diagnosing"):
         diagnosis = diagnose(snapshots, objectives, current, changes)
@@ -134,30 +135,6 @@ def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPag
             raise InvalidArgumentError("give one URL, or saved pages, not several of both", field="PAGE")
         return arguments[0]
     return spaced(read_pages(arguments), interval, now=time.time())
-
-
-def snapshots_of(pages: Sequence[SavedPage], engine: Engine | None, config: EngineConfig) -> list[Snapshot]:
-    """Typed snapshots of saved pages. CollectError where a page is of no engine, or of another than told."""
-    from perf_service.collectors.dialects import detect_engine
-    from perf_service.collectors.snapshot import SnapshotBuilder, require_engine, snapshot_of
-
-    # Where no page tells its engine, reading the first one raises and says why.
-    found = engine or next(filter(None, (detect_engine(p.body) for p in pages)), None) or snapshot_of(pages[0].body, _ID).engine
-    for page in pages:
-        other = detect_engine(page.body)
-        if other not in (None, found):
-            why = "--engine says" if engine else "the pages before it are of"
-            raise CollectError(
-                ErrorReason.ENGINE_MISMATCH, f"{page.name} is a page of {other}, {why} {found}: give the pages of one engine at a time"
-            )
-    # One builder for all pages: its parser remembers the series of the earlier ones.
-    builder = SnapshotBuilder(found)
-    snapshots = [builder.build(p.body, _ID, p.collected_at, endpoint=p.name, config=config) for p in pages]
-    # A server that has just started, or a proxy before it, answers pages without a metric; the others still tell.
-    told = [s for s in snapshots if not s.quality.has(IssueCode.NO_KNOWN_METRICS)]
-    for snapshot in told or snapshots:
-        require_engine(snapshot)
-    return told
 
 
 def check_order(snapshots: Sequence[Snapshot]) -> None:
@@ -194,7 +171,7 @@ async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, i
                 page = await fetcher.fetch(url)
             check_page(page.url, page.body)
             pages.append(SavedPage(page.url, page.body, time.time()))
-    return snapshots_of(pages, engine, config)
+    return snapshots_of(pages, _ID, engine=engine, config=config)
 
 
 def diagnose(

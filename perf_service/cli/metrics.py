@@ -78,7 +78,7 @@ def import_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Hand saved pages of an instance to the server. May be repeated: a page of a moment that is stored changes nothing."""
-    from perf_service.cli.pages import read_saved
+    from perf_service.collectors.saved import read_saved
     from perf_service.models.errors import InvalidArgumentError
     from perf_service.v1 import collect_service_pb2 as pb
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from perf_service.collectors.saved import SavedPage, check_page, read_page, read_saved
+from perf_service.collectors.saved import SavedPage, read_saved
 from perf_service.models.errors import InvalidArgumentError
-
-__all__ = ["SavedPage", "check_page", "is_url", "read_page", "read_pages", "spaced"]
 
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d{1,5}(/|$)")
 

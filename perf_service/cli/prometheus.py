@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perf_service.cli.pages import SavedPage
+from perf_service.collectors.saved import SavedPage
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.fleet import PrometheusSource
 from perf_service.models.metrics import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.snapshot import SnapshotBuilder, require_engine
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
-from perf_service.models.metrics import Engine, Snapshot
+from perf_service.models.metrics import DataIssue, Engine, IssueCode, IssueLevel, Snapshot
 
 INDEX_NAME: Final = "scrapes.jsonl"
 _SUFFIXES: Final = (".prom", ".prom.gz", ".txt", ".txt.gz", ".metrics", ".metrics.gz")
@@ -103,30 +103,49 @@ def snapshots_of(
 ) -> list[Snapshot]:
     """The snapshots of saved pages of one instance. `engine` None takes the engine of the first page that has one.
 
+    A page without a metric of the engine, as a server that has just started and a proxy before it answer, is left out where others have
+    some, and the quality of the last snapshot says so.
+
     Raises:
         CollectError: ENGINE_UNKNOWN when no page tells its engine; ENGINE_MISMATCH when a page is of another; BODY_EMPTY or
             BODY_NOT_METRICS when none of the pages is a metrics page.
     """
-    if engine is None:
-        engine = next((found for page in pages if (found := detect_engine(page.body))), None)
-        if engine is None:
-            for page in pages:
-                check_page(page.name, page.body)
+    engines = [detect_engine(page.body) for page in pages]
+    found = engine or next(filter(None, engines), None)
+    if found is None:
+        raise _no_engine(pages)
+    for page, other in zip(pages, engines, strict=True):
+        if other not in (None, found):
+            why = "and the engine told is" if engine else "and the pages before it are of"
             raise CollectError(
-                ErrorReason.ENGINE_UNKNOWN,
-                "No page has a metric of vLLM, SGLang or TGI, so the engine cannot be told. "
-                "Check that these are /metrics pages, and that metrics are on (SGLang needs --enable-metrics).",
+                ErrorReason.ENGINE_MISMATCH,
+                f"{page.name} is a page of {other}, {why} {found}: give the pages of one engine at a time",
+                {"engine": found.value},
             )
-    builder = SnapshotBuilder(engine)
+    # One builder for all pages: its parser remembers the series of the earlier ones.
+    builder = SnapshotBuilder(found)
     snapshots = [builder.build(page.body, instance_id, page.collected_at, endpoint=page.name, config=config) for page in pages]
-    for page, snapshot in zip(pages, snapshots, strict=True):
-        if detect_engine(page.body) not in (None, engine):
-            require_engine(snapshot)
-    if not any(snapshot.quality.usable for snapshot in snapshots):
+    told = [snapshot for snapshot in snapshots if not snapshot.quality.has(IssueCode.NO_KNOWN_METRICS)]
+    if not told:
         for page in pages:
             check_page(page.name, page.body)
         require_engine(snapshots[0])
-    return snapshots
+    if len(told) < len(snapshots):
+        silent = [snapshot.endpoint for snapshot in snapshots if snapshot.quality.has(IssueCode.NO_KNOWN_METRICS)]
+        names = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+        text = f"{len(silent)} of {len(snapshots)} pages have no metric of {found.value} and are left out: {names}."
+        told[-1] = replace(told[-1], quality=told[-1].quality.plus(DataIssue(IssueCode.GAP, IssueLevel.WARNING, text)))
+    return told
+
+
+def _no_engine(pages: Sequence[SavedPage]) -> CollectError:
+    for page in pages:
+        check_page(page.name, page.body)
+    return CollectError(
+        ErrorReason.ENGINE_UNKNOWN,
+        "No page has a metric of vLLM, SGLang or TGI, so the engine cannot be told. "
+        "Check that these are /metrics pages, and that metrics are on (SGLang needs --enable-metrics).",
+    )
 
 
 def _read_index(index: Path) -> list[tuple[Path, float | None]]:

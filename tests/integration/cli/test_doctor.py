@@ -220,9 +220,12 @@ def test_pages_of_a_server_that_was_not_up_yet_are_passed_over(doctor: Doctor, t
     result = strict_json(out)
     assert result["snapshot"]["pages"] == 2
     assert result["analysis"]["bottlenecks"][0]["cause"] == "batch_limit"
+    assert "1 of 3 pages have no metric of vllm and are left out" in out
 
 
-@pytest.mark.parametrize(("options", "why"), [((), "the pages before it are of vllm"), (("--engine", "vllm"), "--engine says vllm")])
+@pytest.mark.parametrize(
+    ("options", "why"), [((), "and the pages before it are of vllm"), (("--engine", "vllm"), "and the engine told is vllm")]
+)
 def test_a_page_of_another_engine_is_named(doctor: Doctor, tmp_path: Path, options: tuple[str, ...], why: str) -> None:
     shutil.copy(BAD / "017.prom.gz", tmp_path / "1.prom.gz")
     (tmp_path / "2.prom").write_text('sglang:num_running_reqs{model_name="m"} 3\n')

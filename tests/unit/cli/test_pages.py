@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from perf_service.cli.pages import SavedPage, is_url, read_pages, spaced
+from perf_service.cli.pages import is_url, read_pages, spaced
+from perf_service.collectors.saved import SavedPage
 from perf_service.models.errors import InvalidArgumentError
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"

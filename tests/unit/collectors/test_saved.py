@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from perf_service.collectors.saved import SavedPage, read_page, read_saved, snapshots_of
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
-from perf_service.models.metrics import Engine
+from perf_service.models.metrics import Engine, IssueCode
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3\nvllm:generation_tokens_total 5\n"
 
@@ -160,6 +161,15 @@ def test_pages_of_no_or_another_engine_are_errors(bodies: list[bytes], engine: E
     assert error.value.reason is reason
 
 
-def test_one_bad_page_among_good_ones_is_kept_and_marked() -> None:
-    snapshots = snapshots_of([SavedPage("a", PAGE, 1.0), SavedPage("b", b"", 2.0), SavedPage("c", PAGE, 3.0)], "i")
-    assert [snapshot.quality.usable for snapshot in snapshots] == [True, False, True]
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_page_without_metrics_among_others_is_left_out_and_told(silent: int) -> None:
+    """A server that has just started, or a proxy before it, answers so; the others still tell, and the diagnosis must say what it lacks."""
+    pages = [SavedPage(name, PAGE, at) for name, at in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
+    pages[silent] = replace(pages[silent], body=b"python_info 1\n")
+    name = pages[silent].name
+    snapshots = snapshots_of(pages, "i")
+    assert [snapshot.endpoint for snapshot in snapshots] == [page.name for page in pages if page.name != name]
+    assert not any(snapshot.quality.has(IssueCode.GAP) for snapshot in snapshots[:-1])
+    (issue,) = [issue for issue in snapshots[-1].quality.issues if issue.code is IssueCode.GAP]
+    assert issue.message == f"1 of 3 pages have no metric of vllm and are left out: {name}."
+    assert all(snapshot.quality.usable for snapshot in snapshots)
