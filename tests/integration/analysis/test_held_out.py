@@ -33,6 +33,16 @@ def _analyzed(scenario: str, **config: int) -> Analysis:
         ("kv_blocks40", Cause.KV_EXHAUSTED),
         ("prefix_off_512", Cause.PREFIX_CACHE_OFF),
         ("long_among_short", Cause.HEAD_OF_LINE_BLOCKING),
+        ("seqs16_clients48", Cause.BATCH_LIMIT),
+        ("api2_queue", Cause.BATCH_LIMIT),
+        ("priority_queue", Cause.BATCH_LIMIT),
+        ("budget256_long", Cause.TOKEN_BUDGET_TOO_SMALL),
+        ("kv_edge_queue", Cause.KV_EXHAUSTED),
+        ("engine_errors", Cause.REQUEST_ERRORS),
+        ("bad_requests", Cause.REQUEST_ERRORS),
+        ("aborts_early", Cause.CLIENT_ABORTS),
+        ("hang_recovered", Cause.ENGINE_HANG),
+        ("lora_slots1", Cause.WAITING_NOT_CAPACITY),
     ],
 )
 def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> None:
@@ -54,6 +64,14 @@ def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> N
         "cold_start",
         "load_step",
         "prefill_long",
+        "budget256_chat",
+        "bursts",
+        "slow_reader",
+        "chat_fit",
+        "lora_slots3",
+        "spec_repeat",
+        "api2_light",
+        "kv_edge_fits",
     ],
 )
 def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
@@ -84,3 +102,20 @@ def test_of_two_faults_the_second_is_told_beside_the_first() -> None:
     causes = [finding.cause for finding in _analyzed("two_faults").bottlenecks]
     assert causes[0] is Cause.BATCH_LIMIT
     assert Cause.TOKEN_BUDGET_TOO_SMALL in causes
+
+
+def test_a_cache_too_small_for_its_chats_is_told_as_both_full_and_thrashing() -> None:
+    causes = {finding.cause for finding in _analyzed("chat_thrash").bottlenecks}
+    assert {Cause.KV_EXHAUSTED, Cause.PREFIX_CACHE_THRASHING} <= causes
+
+
+def test_requests_that_fail_inside_the_engine_are_counted_once() -> None:
+    root = _analyzed("engine_errors").root_cause
+    assert root is not None
+    assert root.current_value == 1.0  # all of them; vLLM counts them among the finished as well
+
+
+@pytest.mark.parametrize("scenario", ["api2_light", "bursts", "kv_edge_fits", "slow_reader"])
+def test_one_page_alone_of_a_healthy_run_blames_no_flag(scenario: str) -> None:
+    analysis = AnalysisEngine().analyze(snapshots_of(read_saved(HELD_OUT / scenario), scenario)[-1:], "vllm")
+    assert analysis.verdict is not Verdict.TUNE
