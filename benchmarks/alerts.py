@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.diagnosis import situations
+from benchmarks.diagnosis import drawing, situations
 from benchmarks.diagnosis.running import run
 from perf_service.models.metrics import Engine
 from tests.support import alert_cases as cases
@@ -31,7 +31,7 @@ def drawn(seed: int, each: int) -> dict[Engine, dict[str, Values]]:
     for maker in MAKERS:
         for _ in range(each):
             seed += 1
-            situation = replace(maker(situations.Draw(seed, wide=True)), pages=15)
+            situation = replace(maker(drawing.Draw(seed, wide=True)), pages=15)
             if situation.kind.startswith("healthy"):  # repeating a short run adds a growth that is not there
                 situation = replace(situation, pages=40, duration=4 * situation.duration)
             engine = Engine(situation.engine)

@@ -11,9 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.diagnosis import peers, traps
+from benchmarks.diagnosis.drawing import Draw, Objective, Situation
 from benchmarks.diagnosis.labels import Label, label, objectives, paced
 from benchmarks.diagnosis.running import RUNNING_VERSION, Page, Run, Seen, run
-from benchmarks.diagnosis.situations import Draw, Maker, Objective, Situation
+from benchmarks.diagnosis.situations import Maker
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
 from perf_service.collectors.snapshot import SnapshotBuilder
 from perf_service.collectors.window import lifetime_window, overall_window

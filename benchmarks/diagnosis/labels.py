@@ -29,17 +29,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from benchmarks.diagnosis.drawing import BUILTIN, FULL_BUDGET, FULL_SEQS, UNSHARED, Objective, Situation, kv_flags, kv_tokens
 from benchmarks.diagnosis.running import Seen, log_ratio
-from benchmarks.diagnosis.situations import (
-    BUILTIN,
-    FULL_BUDGET,
-    FULL_SEQS,
-    UNSHARED,
-    Objective,
-    Situation,
-    kv_flags,
-    kv_tokens,
-)
 from perf_service.models.analysis import Cause
 
 VIOLATED_MIN, BORDERLINE = math.log(1.25), math.log(1.05)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from benchmarks.diagnosis.situations import HARDWARE, WARM_SECONDS, Situation
+from benchmarks.diagnosis.drawing import HARDWARE, WARM_SECONDS, Situation
 from perf_service.simulator.virtual import ScrapeError, VirtualFleet
 from perf_service.simulator.workload import Ledger
 

@@ -6,30 +6,25 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from benchmarks.diagnosis.labels import Label
-from benchmarks.diagnosis.running import Page
-from benchmarks.diagnosis.situations import (
+from benchmarks.diagnosis.drawing import (
     Draw,
-    Maker,
     Situation,
     Wish,
     any_engine,
-    batch_limit,
-    budget_small,
     capacity,
     chat,
     closed,
-    decode_bound,
     finish,
-    healthy,
     kv_flags,
-    kv_small,
     longest,
     open_,
     physics,
     sound_flags,
     wished,
 )
+from benchmarks.diagnosis.labels import Label
+from benchmarks.diagnosis.running import Page
+from benchmarks.diagnosis.situations import Maker, batch_limit, budget_small, decode_bound, healthy, kv_small
 from perf_service.models.analysis import Analysis, Cause, Severity, Verdict
 from perf_service.models.metrics import Engine
 from perf_service.simulator.flags import EngineKind

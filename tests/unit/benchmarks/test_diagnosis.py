@@ -7,9 +7,10 @@ import pytest
 
 from benchmarks.diagnosis import __main__ as program
 from benchmarks.diagnosis import captures, judging, labels, peers, score
+from benchmarks.diagnosis.drawing import Draw, Objective, accelerators, kv_flags, kv_tokens
 from benchmarks.diagnosis.fit_physics import fit
 from benchmarks.diagnosis.running import Seen
-from benchmarks.diagnosis.situations import FAULTS, MORE, Draw, Objective, accelerators, batch_limit, kv_flags, kv_tokens, schedule
+from benchmarks.diagnosis.situations import FAULTS, MORE, batch_limit, schedule
 from benchmarks.diagnosis.traps import CHECKS, TRAPS, tampered
 from perf_service.models.analysis import Cause
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram
