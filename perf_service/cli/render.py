@@ -72,7 +72,8 @@ def plan_view(plan: Plan) -> list[Row]:
         rows.append(("EFFECT", effects_table(plan.effects) if plan.effects else _why_not(plan.prediction)))
         # What needs a quality test first is no part of the changes; neither are its risks.
         applied = [o for o in plan.optimizations if not o.needs_quality_gate]
-        costs = dict.fromkeys(o.restart_cost for o in applied if o.restart_cost)
+        # One restart applies all changes: what the dearest of them costs.
+        costs = dict.fromkeys(sorted((o.restart_cost for o in applied if o.restart_cost), key=len)[-1:])
         risks = sorted(
             {**costs, **dict.fromkeys(risk for o in applied for risk in o.risks)}, key=lambda text: not any(o in text for o in _OBJECTIVE)
         )
@@ -90,21 +91,41 @@ def plan_view(plan: Plan) -> list[Row]:
     return rows
 
 
+_OPTION_ROWS = 8
+
+
 def _options_table(options: Sequence[PlanOption]) -> Table | None:
-    """What was weighed, best first, by the operator's objectives; None where there are none, or nothing but the no-op."""
-    if len(options) < 2 or not options[0].objectives:
+    """What was weighed, best first, by the operator's objectives; None where there are none, or nothing is predicted of them."""
+    weighed = [o for o in options if o.changes]
+    if not any(f.value is not None for o in weighed for f in o.objectives):
         return None
-    knobs = {tuple(c.parameter for c in o.changes) for o in options if o.changes}
+    knobs = {tuple(c.parameter for c in o.changes) for o in weighed}
     alone = next(iter(knobs))[0] if len(knobs) == 1 and len(next(iter(knobs))) == 1 else ""
     table = plain_table(alone, *(goal(f.target) for f in options[0].objectives))
+    shown: set[tuple[object, ...]] = set()
     for option in options:
-        name = ", ".join(_set_to(c, alone) for c in option.changes) or "as it is"
         cells = []
         for f in option.objectives:
             said, style = {None: ("", "dim"), True: (" met", "green"), False: (" missed", "red")}[f.met]
             cells.append(Text(f"{of_target(f.target, f.value.value if f.value else None)}{said}", style=style))
-        table.add_row(f"{name} (proposed)" if option.chosen and option.changes else name, *cells)
+        # Values of one knob that come to the same are one row.
+        same = (tuple(c.parameter for c in option.changes), *(cell.plain for cell in cells))
+        if option.changes and (same in shown or len(shown) >= _OPTION_ROWS):
+            continue
+        shown.add(same)
+        table.add_row(_option_name(option, alone), *cells)
     return table
+
+
+def _option_name(option: PlanOption, alone: str) -> str:
+    if not option.changes:
+        return "as it is"
+    if option.chosen and len(option.changes) > 1:
+        return "as proposed"
+    name = ", ".join(_set_to(c, alone) for c in option.changes)
+    if option.chosen:
+        return f"{name} (proposed)"
+    return f"{name} (less likely cause)" if "less likely" in option.note else name
 
 
 def _set_to(change: ConfigChange, alone: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,11 +28,11 @@ from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.optimization.choosing import Forecast, weigh
 from perf_service.optimization.configs import ConfigLike, read_config
 from perf_service.optimization.kv_cache_optimizer import KVCacheOptimizer
-from perf_service.optimization.objectives import Objectives, shortfall
+from perf_service.optimization.objectives import TOLERANCE, Objectives, shortfall
 from perf_service.optimization.predictor import Predictor
 from perf_service.optimization.quantization_optimizer import QuantizationOptimizer
-from perf_service.optimization.scoring import describe, harmful, score
-from perf_service.optimization.situation import Situation, optimization, relevant
+from perf_service.optimization.scoring import benefit, describe, harmful, score
+from perf_service.optimization.situation import CURE_CONFIDENCE, Situation, optimization, relevant
 
 MAX_CANDIDATES = 3
 NOTHING = "No optimizations recommended"
@@ -95,14 +95,15 @@ class OptimizationEngine:
         weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []
         scored = [_with_losers(w.candidate) for w in weighed if w.candidate] if seen.windows else candidates
         dropped = [c for c in scored if harmful(c, at.slo_targets)]
-        kept = sorted((c for c in scored if c not in dropped), key=lambda c: -score(c, at.slo_targets))
+        kept = sorted((c for c in scored if c not in dropped), key=_order(analysis, at))
         # A trade-off loses by design what the operator's objectives allow; it is no free gain and comes last.
         kept += self._trade_off(analysis, at, seen, goals)
         chosen, changes, left_out = self._merge(kept, at, seen, goals)
         advice = [w.choice for w in weighed if w.choice] + advice
         advice += [_as_advice(c, f"Predicted to bring nothing here: {describe(c.effects) or 'no measurable effect'}.") for c in dropped]
-        advice += [_as_advice(c, "Beside the other changes it would harm an objective.") for c in left_out]
-        options = [option for w in weighed for option in w.options]
+        advice += left_out
+        root = next((c.confidence_ratio for c in kept), 0.0)
+        options = [_of_cause(option, c, root) for c, w in zip(candidates, weighed, strict=False) for option in w.options]
         return self._plan(analysis, at, seen, goals, chosen, changes, tuple(dict.fromkeys(advice)), options)
 
     # ---- What is known ----
@@ -185,7 +186,8 @@ class OptimizationEngine:
     ) -> tuple[tuple[Optimization, ...], tuple[ConfigChange, ...], tuple[Optimization, ...]]:
         """The best three that go together, the changes that a rollout applies (none that needs a quality test), and who was left out.
 
-        Together they are held to the objectives as each was alone: what breaks one beside the better candidates is left out.
+        What would harm an objective beside the better candidates, or is not predicted to add anything to them, is left out: one step
+        at a time shows what did it.
         """
         chosen: list[Optimization] = []
         left_out: list[Optimization] = []
@@ -199,9 +201,9 @@ class OptimizationEngine:
             if not at.fits_together(both):
                 continue
             if changes and not candidate.needs_quality_gate and seen.windows:
-                together, without = (goals.under(seen.of(c)[1]) for c in (both, tuple(changes.values())))
-                if not goals.allows(together, without):
-                    left_out.append(candidate)
+                why = _not_beside(seen.of(both), seen.of(tuple(changes.values())), candidate, goals, at)
+                if why:
+                    left_out.append(_as_advice(candidate, why))
                     continue
             chosen.append(candidate)
             if not candidate.needs_quality_gate:
@@ -268,6 +270,45 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
     return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
 
 
+# A cause less believed than the first one by this is cured after it, however much its cure is predicted to gain if it were the cause.
+_LESS_LIKELY = 0.2
+# Weighted log improvement from which a change adds something to others.
+_ADDS = 0.01
+# What the cure of the first cause is preferred by, where nothing is predicted.
+_ROOT_BONUS = 0.1
+
+
+def _order(analysis: Analysis, at: Situation) -> Callable[[Optimization], tuple[bool, float]]:
+    """Sorts candidates: those of causes that are as likely as the first one, then by predicted benefit over risk."""
+    first = next(iter(relevant(analysis.bottlenecks)), None)
+
+    def key(candidate: Optimization) -> tuple[bool, float]:
+        believed = first.confidence_ratio * CURE_CONFIDENCE if first else 0.0
+        is_first = first is not None and candidate.cause is first.cause
+        bonus = _ROOT_BONUS if is_first and not candidate.effects else 0.0
+        return not is_first and believed - candidate.confidence_ratio >= _LESS_LIKELY, -score(candidate, at.slo_targets) - bonus
+
+    return key
+
+
+def _of_cause(option: PlanOption, candidate: Optimization, believed: float) -> PlanOption:
+    if option.note or believed - candidate.confidence_ratio < _LESS_LIKELY:
+        return option
+    return replace(option, note="cures a less likely cause")
+
+
+def _not_beside(both: Forecast, without: Forecast, candidate: Optimization, goals: Objectives, at: Situation) -> str:
+    """Why a candidate does not go beside those before it; empty where it does."""
+    together, before = goals.under(both[1]), goals.under(without[1])
+    if not goals.allows(together, before):
+        return "Beside the other changes it would harm an objective."
+    gained, alone = benefit(both[2], at.slo_targets), benefit(without[2], at.slo_targets)
+    nearer = shortfall(together) < shortfall(before) - TOLERANCE
+    if candidate.effects and (nearer or (gained is not None and (alone is None or gained[0] > alone[0] + _ADDS))):
+        return ""
+    return "Beside the other changes it is not predicted to add anything: look again after them."
+
+
 def _with_losers(candidate: Optimization) -> Optimization:
     losers = (*candidate.expected_losers, *(_base(e.metric) for e in candidate.effects if e.direction is Direction.WORSENS))
     return replace(candidate, expected_losers=tuple(dict.fromkeys(losers)))
@@ -290,8 +331,8 @@ def _ranked(
     noop = PlanOption((), goals.now, 0.0, chosen=not changes)
     found = {_values(o.changes): o for o in options}
     if changes:
-        benefit = max((score(o, at.slo_targets) for o in applied), default=0.0)
-        found[_values(changes)] = PlanOption(changes, goals.under(prediction), benefit, chosen=True)
+        gain = max((score(o, at.slo_targets) for o in applied), default=0.0)
+        found[_values(changes)] = PlanOption(changes, goals.under(prediction), gain, chosen=True)
     ranked = sorted(
         [noop, *found.values()],
         key=lambda o: (

@@ -60,6 +60,9 @@ _SHOWN_SINCE: tuple[tuple[str | Hist, str], ...] = (("kv_cache_size_tokens", "0.
 _RECOMPILES = frozenset({"max_num_seqs", "max_num_batched_tokens", "max_running_requests", "quantization", "quantize"})
 
 
+CURE_CONFIDENCE = 0.9  # that the change cures a cause which is the one (by judgement)
+
+
 def power_of_two_at_least(value: float) -> int:
     """The least power of two >= value (1 for value <= 1)."""
     return 1 << max(0, math.ceil(math.log2(max(1.0, value)) - 1e-9))
@@ -290,7 +293,7 @@ def optimization(
         needs_restart=bool(made),
         restart_cost=restart_cost(made),
         needs_quality_gate=quality_gate,
-        confidence_ratio=confidence if confidence is not None else bottleneck.confidence_ratio * (0.5 if bare else 0.9),
+        confidence_ratio=confidence if confidence is not None else bottleneck.confidence_ratio * (0.5 if bare else CURE_CONFIDENCE),
     )
 
 
