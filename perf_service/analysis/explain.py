@@ -53,7 +53,9 @@ def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) 
         f"more KV room ({memory}), KV offload, or prefix-aware routing.",
         Cause.HEAD_OF_LINE_BLOCKING: "A few very long prompts hold up the rest: "
         "cap their chunk (long_prefill_token_threshold) or give them a pool of their own.",
-        Cause.WAITING_NOT_CAPACITY: "These requests wait for a LoRA slot, a KV transfer or a grammar, not for a place: "
+        Cause.WAITING_NOT_CAPACITY: "Raise max_loras: requests wait for their adapter's turn; batch limits do not help."
+        if facts.adapters_short
+        else "These requests wait for a LoRA slot, a KV transfer or a grammar, not for a place: "
         "look there (e.g. max_loras); batch limits do not help.",
         Cause.UNDER_ADMISSION: "Lower schedule_conservativeness (towards 0.3): admission reserves for tokens that are never generated.",
         Cause.RESERVATION_LIMIT: "Clients ask for more max_new_tokens than they use and TGI reserves them: "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.pinning import Pinning
 from perf_service.models.config import EngineConfig
-from perf_service.models.metrics import Counter, Engine, Hist
+from perf_service.models.metrics import Counter, Engine, Gauge, Hist
 from perf_service.models.window import GaugeStats, Window
 
 
@@ -110,6 +110,17 @@ class Facts:
     def kv_peak(self) -> float | None:
         """Highest KV cache use at a scrape."""
         return self.kv.max if self.kv else None
+
+    @property
+    def adapters_short(self) -> tuple[int, int] | None:
+        """(different LoRA adapters asked for, how many of them a step holds), where the first is more and nothing says that requests
+        wait for something else."""
+        seen, slots = self.window.gauge(Gauge.LORA_ADAPTERS_SEEN), self.config.number("max_loras")
+        if seen is None or slots is None or seen.last <= slots:
+            return None
+        if self.deferred_share is not None and self.deferred_share < t.DEFERRED_MIN.value:
+            return None
+        return int(seen.last), int(slots)
 
     @property
     def idle(self) -> bool:

@@ -129,8 +129,13 @@ def batch_evidence(facts: Facts) -> tuple[Evidence, ...]:
 
 def deferred_evidence(facts: Facts) -> tuple[Evidence, ...]:
     """Share of the waiting requests that no free place would help."""
+    found = []
     share = facts.deferred_share
-    if share is None:
-        return ()
-    text = f"{percent(share)} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
-    return (fact(facts, "waiting_deferred_requests", "share", share, text, threshold=0.5, unit="ratio", against=share < 0.5),)
+    if share is not None:
+        text = f"{percent(share)} of the waiting requests are deferred (LoRA slot, KV transfer, grammar), not short of capacity."
+        found.append(fact(facts, "waiting_deferred_requests", "share", share, text, threshold=0.5, unit="ratio", against=share < 0.5))
+    if facts.adapters_short:
+        adapters, slots = facts.adapters_short
+        text = f"Requests asked for {adapters} LoRA adapters; a step holds {slots} (max_loras)."
+        found.append(fact(facts, "lora_adapters_seen", "last", adapters, text, threshold=slots, unit="adapters"))
+    return tuple(found)

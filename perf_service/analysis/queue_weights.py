@@ -121,8 +121,10 @@ def held_beside_prefill(facts: Facts) -> float:
 
 def deferred_weight(facts: Facts) -> float:
     """How likely requests wait for something other than capacity."""
-    if facts.deferred_share is not None and facts.deferred_share > 0.3:
-        return 3.0 * ramp(facts.deferred_share, 0.3, 0.7)
+    if facts.deferred_share is not None and facts.deferred_share > t.DEFERRED_MIN.value:
+        return 3.0 * ramp(facts.deferred_share, t.DEFERRED_MIN.value, 0.7)
+    if facts.adapters_short and facts.deferred_share is None:
+        return 1.0  # adapters had to take turns; whether it was they that requests waited for, no scrape saw
     used, total = facts.window.gauge(Gauge.LORA_SLOTS_USED), facts.window.gauge(Gauge.LORA_SLOTS_TOTAL)
     if used is not None and total is not None and total.mean > 0 and (facts.kv_peak or 0.0) < t.KV_FREE_MAX.value:
         return 0.5 * ramp(used.mean / total.mean, 0.9, 1.0)  # every adapter slot is taken: the next adapter must wait

@@ -84,6 +84,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     saturation = prefill_saturation(facts) * (1.0 - 0.8 * held_beside_prefill(facts))
     small = budget_smallness(facts)
     deferred = deferred_weight(facts)
+    waits_on_flag = Verdict.TUNE if facts.adapters_short else Verdict.LOOK_AT_CLIENT
     open_share = (1.0 - 0.9 * kv) * (1.0 - 0.95 * deferred)
     batch = batch_weight(facts, saturation) * open_share
     decodes_fill = facts.token_budget is not None and (facts.running_mean or 0.0) >= 0.85 * facts.token_budget
@@ -94,7 +95,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
         Candidate(Cause.BATCH_LIMIT, batch, batch_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
         Candidate(Cause.TOKEN_BUDGET_TOO_SMALL, budget, budget_evidence(facts), Verdict.TUNE, ARGS_SETTLE[facts.engine]),
         Candidate(Cause.PREFILL_COMPUTE, prefill, saturation_evidence(facts), Verdict.SCALE, ARGS_SETTLE[facts.engine]),
-        Candidate(Cause.WAITING_NOT_CAPACITY, deferred, deferred_evidence(facts), Verdict.LOOK_AT_CLIENT),
+        Candidate(Cause.WAITING_NOT_CAPACITY, deferred, deferred_evidence(facts), waits_on_flag),
     ]
     if facts.engine is Engine.SGLANG:
         timid = _under_admission(facts, open_share)

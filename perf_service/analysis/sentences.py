@@ -131,6 +131,9 @@ def _head_of_line(facts: Facts) -> str:
 
 def _not_capacity(facts: Facts) -> str:
     share = f"{percent(facts.deferred_share)} of the waiting requests" if facts.deferred_share is not None else "the waiting requests"
+    if facts.adapters_short:
+        adapters, slots = facts.adapters_short
+        return f"{share} wait for a LoRA slot: {adapters} adapters take turns at {slots} (max_loras; {_wait(facts) or waiting_text(facts)})"
     return f"{share} wait for a LoRA slot, a KV transfer or a grammar, not for a free place ({waiting_text(facts)})"
 
 

@@ -29,6 +29,7 @@ BUILTIN_OBJECTIVES: Final[tuple[SLOTarget, ...]] = (
 """What latency is held against where the operator has no policy. A finding made from these alone is at most MEDIUM."""
 
 FINE_OBJECTIVE_RATIO: Final = Threshold(1.0, "ratio", "an objective is missed when value / target exceeds 1")
+DEFERRED_MIN: Final = Threshold(0.3, "ratio", "share of the waiting requests that wait for something else than a place")
 WAITING_MIN: Final = Threshold(0.5, "requests", "mean number waiting; less is one request now and then")
 WAITING_GAUGE_MIN: Final = Threshold(1.0, "requests", "mean of the waiting gauge over a window without queue-time data")
 WAITING_GAUGE_SINGLE_MIN: Final = Threshold(5.0, "requests", "one page only; llm-d's saturation rule (queue >= 5)")

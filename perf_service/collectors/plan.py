@@ -33,7 +33,18 @@ Values = Sequence[float]
 class Plan:
     """What to read where. `series` are those of a page; positions are into the page's values."""
 
-    __slots__ = ("_told", "compound", "histograms", "model_name", "own_series", "plain_counters", "plain_gauges", "scalars", "special")
+    __slots__ = (
+        "_told",
+        "compound",
+        "histograms",
+        "model_name",
+        "named",
+        "own_series",
+        "plain_counters",
+        "plain_gauges",
+        "scalars",
+        "special",
+    )
 
     def __init__(self, dialect: Dialect, series: Iterable[Series]) -> None:
         self._told: tuple[list[float], Told] | None = None
@@ -69,6 +80,12 @@ class Plan:
                 self.histograms.append((rule, target, tuple(Spelling(name, entries) for name, entries in there)))
             else:
                 self.scalars.append((rule, target, tuple(origins_of(entries) for _, entries in there)))
+        # Names are in the labels: the values may change, the number of names can't.
+        self.named: dict[Gauge, float] = {}
+        for names in dialect.name_lists:
+            infos = [binding.info for binding, _ in self.special if binding.info and not binding.info.keys().isdisjoint(names.labels)]
+            if infos:
+                self.named[names.target] = float(len(set().union(*map(names.names, infos))))
         # Most are one series under one name: those need no more than its value, where that is sound.
         self.plain_gauges: list[tuple[Gauge, int, float]] = []
         self.plain_counters: list[tuple[Counter, int, float]] = []

@@ -17,7 +17,7 @@ class Reading:
     """One page read through one dialect, as a plan made for the page's series says."""
 
     def __init__(self, dialect: Dialect, page: Page, plan: Plan) -> None:
-        self.gauges: dict[Gauge, float] = {}
+        self.gauges: dict[Gauge, float] = dict(plan.named)
         self.counters: dict[Counter, float] = {}
         self.histograms: dict[Hist, Histogram] = {}
         self.ranks: dict[str, dict[Gauge, float]] = {}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from perf_service.models.analysis import Bottleneck, BottleneckType, Cause
 from perf_service.models.config import ConfigChange
-from perf_service.models.metrics import Engine, Hist
+from perf_service.models.metrics import Engine, Gauge, Hist
 from perf_service.models.plan import Optimization, OptimizerKind
 from perf_service.optimization.configs import BatchingConfig, ConfigLike
 from perf_service.optimization.situation import (
@@ -27,6 +27,7 @@ DEMAND_HEADROOM = 1.25
 TOKEN_BUDGET_LOW, TOKEN_BUDGET_HIGH, TOKEN_BUDGET_FLOOR = 2048, 8192, 512
 # SGLang's hyperparameter tuning guide: about 0.3 where the queue is not empty at a token usage below 0.9, 1.3 against retraction.
 CONSERVATIVENESS_LOW, CONSERVATIVENESS_HIGH = 0.3, 1.3
+ADAPTERS_GROWTH = 4  # each LoRA slot takes memory: not all at once
 
 _BATCHING_TYPES = frozenset({BottleneckType.QUEUE_BUILDUP, BottleneckType.LOW_THROUGHPUT, BottleneckType.BATCH_SIZE_SUBOPTIMAL})
 _CAPACITY_CAUSES = frozenset({Cause.DECODE_BOUND, Cause.OVERLOAD, Cause.PREFILL_COMPUTE})
@@ -74,6 +75,7 @@ class BatchingOptimizer:
             Cause.TOKEN_BUDGET_TOO_SMALL: _budget_up,
             Cause.TOKEN_BUDGET_TOO_LARGE: _budget_down,
             Cause.HEAD_OF_LINE_BLOCKING: _head_of_line,
+            Cause.WAITING_NOT_CAPACITY: _more_adapters,
             Cause.UNDER_ADMISSION: _admit_more,
             Cause.KV_EXHAUSTED: _admit_less,
         }
@@ -300,6 +302,25 @@ def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
 
 
 # ---- Admission ----
+
+
+def _more_adapters(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    seen, slots = at.window.gauge(Gauge.LORA_ADAPTERS_SEEN) if at.window else None, at.number("max_loras")
+    if seen is None or slots is None or seen.last <= slots:
+        return []
+    # Adapters of the whole life, of which some may be asked for no more: two doublings at most at a time.
+    target = int(min(seen.last, ADAPTERS_GROWTH * slots))
+    kept = at.number("max_cpu_loras")
+    if kept is not None and kept < target:
+        return []  # the engine refuses fewer in the host's memory than in a step
+    change = at.propose("max_loras", target, f"requests for {seen.last:.0f} adapters take turns at {slots:.0f} in a step")
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, f"Raise max_loras to {target}",
+            "Requests for different adapters run in one step instead of taking turns.", change,
+            risks=("each slot takes accelerator memory that the KV cache loses", "more adapters in a step make it a little longer"),
+        )
+    ] if change else []  # fmt: skip
 
 
 def _admit_more(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:

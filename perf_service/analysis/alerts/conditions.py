@@ -31,7 +31,7 @@ class Conditions:
         if self.engine is Engine.VLLM:
             found[recorded("bound_by", "prefill")] = self._prefill()
             source = Source(self.options)
-            off = source.plain(source.dialect.info_metric, 'enable_prefix_caching=~"False|false|0"')
+            off = source.plain(source.dialect.info_metrics[0], 'enable_prefix_caching=~"False|false|0"')
             found[recorded("prefix_caching_off")] = source.foreign(f"group by ({source.target}) ({off})")
         found[recorded("bound_by", "running_limit")] = self._running_limit()
         return tuple(Record(name, expr) for name, expr in found.items())

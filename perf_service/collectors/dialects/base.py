@@ -85,6 +85,18 @@ class InfoLabel:
 
 
 @dataclass(frozen=True, slots=True)
+class NameList:
+    """Labels of an info metric that list names, separated by commas: how many different ones all its series name is a gauge."""
+
+    labels: tuple[str, ...]
+    target: Gauge
+
+    def names(self, labels: Mapping[str, str]) -> set[str]:
+        """The names in one series' labels."""
+        return {name for label in self.labels for name in labels.get(label, "").split(",") if name}
+
+
+@dataclass(frozen=True, slots=True)
 class GaugeFact:
     """A gauge that tells a configuration value."""
 
@@ -164,8 +176,9 @@ class Dialect:
     rank_labels: tuple[str, ...] = ()
     replica_labels: tuple[str, ...] = ()
     totals: Mapping[str, str] = field(default_factory=dict)
-    info_metric: str = ""
+    info_metrics: tuple[str, ...] = ()
     info_labels: tuple[InfoLabel, ...] = ()
+    name_lists: tuple[NameList, ...] = ()
     facts: tuple[GaugeFact, ...] = ()
     start_names: tuple[str, ...] = ("process_start_time_seconds",)
     known_elsewhere: tuple[str, ...] = ()
@@ -203,7 +216,7 @@ class Dialect:
         rank = ",".join(labels[key] for key in self.rank_labels if key in labels)
         if name in self.start_names:
             return Binding((), own, is_start=True)
-        info = labels if self.info_metric and name == self.info_metric else None
+        info = labels if name in self.info_metrics else None
         facts = tuple(fact for fact in self.facts if fact.name == name)
         slots = self._slots(name, labels, rank)
         if slots or facts or info is not None:

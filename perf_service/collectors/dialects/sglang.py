@@ -186,7 +186,7 @@ SGLANG: Final = Dialect(
     # With priority scheduling the total stands under priority="".
     totals={"priority": "", "cache_source": "total"},
     # 0.5.9 and 0.5.10 only; then two gauges.
-    info_metric="sglang:cache_config_info",
+    info_metrics=("sglang:cache_config_info",),
     info_labels=(InfoLabel("page_size", "page_size", as_int),),
     facts=(
         GaugeFact("sglang:max_total_num_tokens", "max_total_num_tokens"),

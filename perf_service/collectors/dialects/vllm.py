@@ -9,6 +9,7 @@ from perf_service.collectors.dialects.base import (
     Dialect,
     InfoLabel,
     Merge,
+    NameList,
     Rule,
     as_bool,
     as_float,
@@ -87,7 +88,7 @@ _HISTOGRAMS: Final = (
     Rule(Hist.HTTP_SECONDS, ("http_request_duration_highr_seconds",), foreign=True),
 )
 
-# Labels of vllm:cache_config_info. The set changes every few releases, so each is optional.
+# Labels of vllm:cache_config_info and, the last, of vllm:lora_requests_info. The set changes every few releases, so each is optional.
 _INFO: Final = (
     InfoLabel("block_size", "block_size", as_int),
     InfoLabel("gpu_memory_utilization", "gpu_memory_utilization", as_float),
@@ -103,6 +104,7 @@ _INFO: Final = (
     InfoLabel("kv_offloading_size", "kv_offloading_size", as_float),
     InfoLabel("kv_cache_size_tokens", "kv_cache_size_tokens", as_int),
     InfoLabel("kv_cache_max_concurrency", "kv_cache_max_concurrency", as_float),
+    InfoLabel("max_lora", "max_loras", as_int),
 )
 
 
@@ -125,8 +127,10 @@ VLLM: Final = Dialect(
     rules=(*_GAUGES, *_COUNTERS, *_HISTOGRAMS),
     rank_labels=("engine",),
     replica_labels=("pid",),
-    info_metric="vllm:cache_config_info",
+    info_metrics=("vllm:cache_config_info", "vllm:lora_requests_info"),
     info_labels=_INFO,
+    # One series for each set of adapters that ran or waited together, kept for the life of the process.
+    name_lists=(NameList(("running_lora_adapters", "waiting_lora_adapters"), Gauge.LORA_ADAPTERS_SEEN),),
     capacity_tokens=capacity_tokens,
     start_names=("process_start_time_seconds",),
     known_elsewhere=(
@@ -140,7 +144,6 @@ VLLM: Final = Dialect(
         "vllm:model_execute_time_milliseconds",
         "vllm:tokens_total",
         "vllm:engine_sleep_state",
-        "vllm:lora_requests_info",
         "vllm:prompt_tokens_by_source_total",
         "vllm:prompt_tokens_cached_by_source_total",
         "vllm:prompt_tokens_recomputed_total",

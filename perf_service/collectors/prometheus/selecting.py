@@ -63,4 +63,5 @@ def own_labels(engine: Engine | None) -> frozenset[str]:
         found.update(dialect.rank_labels, dialect.replica_labels, dialect.totals)
         found.update(label for rule in dialect.rules for label, _, _ in rule.where)
         found.update(label.label for label in dialect.info_labels)
+        found.update(label for names in dialect.name_lists for label in names.labels)
     return frozenset(found)

@@ -65,6 +65,24 @@ def test_deferred_waiting_is_not_a_batch_limit(window: Callable[..., Window]) ->
     assert root.verdict is not Verdict.TUNE
 
 
+def test_more_adapters_than_slots_is_a_flag_and_says_which(window: Callable[..., Window]) -> None:
+    gauges = {
+        Gauge.RUNNING_REQUESTS: [3] * 6,
+        Gauge.WAITING_REQUESTS: [14] * 6,
+        Gauge.WAITING_DEFERRED_REQUESTS: [14] * 6,
+        Gauge.KV_CACHE_USAGE_RATIO: [0.1] * 6,
+        Gauge.LORA_ADAPTERS_SEEN: [3] * 6,
+    }
+    root = AnalysisEngine().analyze(window(QUEUED, gauges, config={"max_loras": 1})).bottlenecks[0]
+    assert (root.cause, root.verdict) == (Cause.WAITING_NOT_CAPACITY, Verdict.TUNE)
+    assert "3 adapters take turns at 1" in root.description
+    assert "max_loras" in root.recommendation
+    enough = AnalysisEngine().analyze(window(QUEUED, gauges, config={"max_loras": 4})).bottlenecks[0]
+    assert (enough.cause, enough.verdict) == (Cause.WAITING_NOT_CAPACITY, Verdict.LOOK_AT_CLIENT)
+    gauges[Gauge.WAITING_DEFERRED_REQUESTS] = [0] * 6
+    assert AnalysisEngine().analyze(window(QUEUED, gauges, config={"max_loras": 1})).bottlenecks[0].cause is not Cause.WAITING_NOT_CAPACITY
+
+
 def test_preemptions_beat_a_constant_batch(window: Callable[..., Window]) -> None:
     gauges = {Gauge.RUNNING_REQUESTS: [8] * 6, Gauge.WAITING_REQUESTS: [20] * 6, Gauge.KV_CACHE_USAGE_RATIO: [0.99] * 6}
     assert AnalysisEngine().analyze(window(QUEUED, gauges, {Counter.PREEMPTIONS: 40})).bottlenecks[0].cause is Cause.KV_EXHAUSTED

@@ -193,5 +193,17 @@ def test_lines_that_nobody_reads_may_come_and_go() -> None:
     page = "vllm:num_requests_running 3\nvllm:prompt_tokens_total 7\n"
     first = builder.build(page, "i", 1.0)
     for number in range(5):
-        page = f'vllm:lora_requests_info{{running_lora_adapters="a{number}"}} 1\n' + page
+        page = f'vllm:spec_decode_any{{adapters="a{number}"}} 1\n' + page
         assert builder.build(page, "i", 1.0) == first
+
+
+def test_lora_adapters_are_counted_over_every_set_that_ran_or_waited() -> None:
+    builder = SnapshotBuilder(Engine.VLLM)
+    info = 'vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{}",waiting_lora_adapters="{}"}} {}\n'
+    page = "vllm:num_requests_running 3\n" + info.format("", "", 1.7e9) + info.format("sql", "", 1.8e9)
+    first = builder.build(page, "i", 1.0)
+    assert (first.gauges[Gauge.LORA_ADAPTERS_SEEN], first.config.get("max_loras")) == (1, 2)
+    second = builder.build(page + info.format("sql,chat", "poems", 1.9e9), "i", 2.0)
+    assert second.gauges[Gauge.LORA_ADAPTERS_SEEN] == 3
+    assert IssueCode.UNKNOWN_METRICS not in {issue.code for issue in second.quality.issues}
+    assert Gauge.LORA_ADAPTERS_SEEN not in builder.build("vllm:num_requests_running 3\n", "i", 3.0).gauges

@@ -188,6 +188,15 @@ def test_limits_are_those_of_one_replica_not_of_the_fleets_sum() -> None:
     assert "inferred as 2" in change.reason
 
 
+@pytest.mark.parametrize(("seen", "slots", "kept", "wanted"), [(3, 1, None, 3), (30, 2, None, 8), (3, 1, 2, None), (3, 4, None, None)])
+def test_lora_slots_rise_to_the_adapters_asked_for(seen: float, slots: int, kept: int | None, wanted: int | None) -> None:
+    config = {"max_loras": slots} | ({"max_cpu_loras": kept} if kept else {})
+    window = replace(overall("b_queue_bad_r2"), gauges={Gauge.LORA_ADAPTERS_SEEN: GaugeStats(seen, seen, seen, seen, 5)})
+    waiting = finding(BottleneckType.QUEUE_BUILDUP, Cause.WAITING_NOT_CAPACITY)
+    found, _ = BatchingOptimizer().generate_optimizations([waiting], Engine.VLLM, config, situation=situation(config, window=window))
+    assert [change_of(found, "max_loras").recommended_value] == [wanted] if wanted else not found
+
+
 def test_a_batch_limit_never_exceeds_what_the_kv_cache_holds() -> None:
     window = overall("b_queue_bad_r2")
     tight = replace(window, gauges={**window.gauges, Gauge.KV_CAPACITY_TOKENS: GaugeStats(1000, 1000, 1000, 1000, 9)})
