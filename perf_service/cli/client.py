@@ -88,8 +88,10 @@ def error_of(error: Any, address: str) -> PerfServiceError:
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return PerfServiceError(ErrorReason.INTERNAL, f"{address} does not know this call; is it a perf-service of another version?")
     text = error.details() or code.name
-    if violations:
-        text += ": " + "; ".join(violations)
+    # A violation that is the message itself (an unknown knob) is said once.
+    told = [said for said, why in violations if why not in text]
+    if told:
+        text += ": " + "; ".join(told)
     if retry:
         text += f" (try again in {retry:g} s)"
     if reason is not None:
@@ -100,7 +102,8 @@ def error_of(error: Any, address: str) -> PerfServiceError:
     return PerfServiceError(known, text, metadata, retry_after_seconds=retry)
 
 
-def _details(error: Any) -> tuple[str | None, dict[str, str], list[str], float | None]:
+def _details(error: Any) -> tuple[str | None, dict[str, str], list[tuple[str, str]], float | None]:
+    """(reason, metadata, violations as (with the field, description), seconds until a retry) of what a server attached."""
     reason, metadata, violations, retry = None, {}, [], None
     try:
         status = rpc_status.from_call(error)
@@ -111,7 +114,7 @@ def _details(error: Any) -> tuple[str | None, dict[str, str], list[str], float |
         if detail.Unpack(info):
             reason, metadata = info.reason.removeprefix("ERROR_REASON_"), dict(info.metadata)
         elif detail.Unpack(bad):
-            violations = [f"{v.field}: {v.description}" if v.field else v.description for v in bad.field_violations]
+            violations = [(f"{v.field}: {v.description}" if v.field else v.description, v.description) for v in bad.field_violations]
         elif detail.Unpack(wait):
             retry = wait.retry_delay.seconds + wait.retry_delay.nanos / 1e9
     return reason, metadata, violations, retry

@@ -45,6 +45,14 @@ def test_reason_violations_and_retry_are_told() -> None:
     assert error.message == "the request is not valid: fleet.fleet_id: too long [INVALID_ARGUMENT]"
 
 
+def test_a_violation_that_is_the_message_itself_is_said_once() -> None:
+    why = "'max_num_seqqs' is not a knob of vllm; did you mean max_num_seqs?"
+    bad = error_details_pb2.BadRequest(field_violations=[error_details_pb2.BadRequest.FieldViolation(field="parameter", description=why)])
+    info = error_details_pb2.ErrorInfo(reason="KNOB_UNKNOWN")
+    error = error_of(Refusal(grpc.StatusCode.INVALID_ARGUMENT, why, info, bad), "host:1")
+    assert error.message == f"{why} [KNOB_UNKNOWN]"
+
+
 def test_a_reason_that_this_client_does_not_know_is_shown_as_it_is() -> None:
     info = error_details_pb2.ErrorInfo(reason="BRAND_NEW")
     error = error_of(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "not now", info), "host:1")
