@@ -8,9 +8,10 @@ from itertools import pairwise
 
 from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_events, rules_queue, trust, upgrade
 from perf_service.analysis import thresholds as t
+from perf_service.analysis.load_time import load_time
 from perf_service.analysis.slo_monitor import evaluate
 from perf_service.collectors.fleet_window import fleet_window
-from perf_service.collectors.window import lifetime_window, overall_window, spans_of, window_over
+from perf_service.collectors.window import lifetime_window, overall_span, window_over
 from perf_service.models.analysis import (
     Analysis,
     Bottleneck,
@@ -58,13 +59,18 @@ class AnalysisEngine:
         analysis = _of_pages(window, pages, targets, config)
         if blind is not None:
             return analysis
+        hangs = any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks)
+        under_load = None if hangs else load_time([pages])
+        if under_load is not None:
+            window, pages = under_load.of(window, pages)
+            analysis = _of_pages(window, pages, targets, config)
         worse = upgrade.regression(metrics) if isinstance(metrics, Sequence) else None
-        if worse is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
-            return changes.led_by(analysis, worse)
-        if len(pages) < _MIN_CHANGE_PAGES or not analysis.bottlenecks:
-            return analysis
-        parts = [window_over(pair) for pair in pairwise(pages)]
-        return changes.corrected(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
+        if worse is not None and not hangs:
+            analysis = changes.led_by(analysis, worse)
+        elif len(pages) >= _MIN_CHANGE_PAGES and analysis.bottlenecks:
+            parts = [window_over(pair) for pair in pairwise(pages)]
+            analysis = changes.corrected(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
+        return under_load.told(analysis) if under_load is not None else analysis
 
 
 _MIN_CHANGE_PAGES = 5
@@ -101,6 +107,9 @@ def analyze_fleet(
         (single,) = windows.values()
         analysis = AnalysisEngine().analyze(single, engine, slo_targets, config=config)
         return _with_fleet(analysis, fleet_id)
+    under_load = load_time([pages for _, pages in spans.values()])
+    if under_load is not None:
+        parts = {name: under_load.of(window, pages)[0] for name, (window, pages) in spans.items()}
     usable = {name: part for name, part in parts.items() if part.quality.usable}
     merged = fleet_window(fleet_id or "fleet", list((usable or parts).values()))
     _check_engine(engine, merged)
@@ -108,7 +117,8 @@ def analyze_fleet(
     loads = {name: part.gauges for name, part in usable.items()}
     targets = tuple(slo_targets or ())
     analysis = _analysis(measure.facts_of(merged, full), targets, loads)
-    return _with_fleet(_with_replicas(analysis, {name: spans[name] for name in usable}, targets, config), fleet_id)
+    analysis = _with_replicas(analysis, {name: (part, spans[name][1]) for name, part in usable.items()}, targets, config)
+    return _with_fleet(under_load.told(analysis) if under_load is not None else analysis, fleet_id)
 
 
 def _with_replicas(
@@ -162,13 +172,7 @@ def _window_of(metrics: Metrics) -> tuple[Window, list[Snapshot]]:
     given = list(metrics)
     if not given:
         raise InvalidArgumentError("there are no snapshots to analyze", field="metrics", reason=ErrorReason.NOT_ENOUGH_DATA)
-    window = overall_window(given)
-    if window is None:
-        return lifetime_window(given[-1]), []
-    for span in spans_of(given):
-        if span[-1].collected_at == window.end and len(span) == window.scrapes:
-            return window, span
-    return window, []
+    return overall_span(given) or (lifetime_window(given[-1]), [])
 
 
 def _check_engine(engine: Engine | str | None, window: Window) -> None:

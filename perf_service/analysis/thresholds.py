@@ -98,6 +98,8 @@ ERROR_RATIO_CRITICAL: Final = Threshold(0.25, "ratio", "one request in four fail
 ABORT_RATIO: Final = Threshold(0.1, "ratio", "one client in ten leaves before its answer")
 EVENTS_MIN: Final = Threshold(3.0, "requests", "fewer are chance")
 
+IDLE_SECONDS: Final = Threshold(30.0, "s", "idle before or after a load for so long is no part of it")
+IDLE_PAUSES: Final = Threshold(3.0, "ratio", "and for so many times its longest pause: of 100 Poisson arrivals one in 10^6 is so late")
 STALL_SECONDS: Final = Threshold(10.0, "s", "no token for longer than any step or prompt seen needs")
 PILED_UP_CLIENTS: Final = Threshold(5.0, "connections", "more than a scrape, a health probe and an operator's shell open between them")
 STALL_STEPS: Final = Threshold(5.0, "ratio", "times the longest usual pause between tokens")

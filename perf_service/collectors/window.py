@@ -64,6 +64,10 @@ def window_over(snapshots: Sequence[Snapshot]) -> Window:
     Raises:
         InvalidArgumentError: for fewer than two snapshots, or snapshots of different instances or engines.
     """
+    return _window_over(snapshots, any(is_reset(a, b) for a, b in pairwise(snapshots)))
+
+
+def _window_over(snapshots: Sequence[Snapshot], restarted: bool) -> Window:
     if len(snapshots) < 2:
         raise InvalidArgumentError("a window needs two snapshots or more; see lifetime_window for one", field="snapshots")
     first, last = snapshots[0], snapshots[-1]
@@ -75,7 +79,7 @@ def window_over(snapshots: Sequence[Snapshot]) -> Window:
     histograms: dict[Hist, Histogram] = {}
     derived = {name for page in snapshots for name in page.derived}
     is_ordered = not any(issue.code is IssueCode.OUT_OF_ORDER for issue in issues)
-    if any(is_reset(a, b) for a, b in pairwise(snapshots)):
+    if restarted:
         text = "The engine restarted inside the window: its counters began anew and give no difference."
         issues.append(DataIssue(IssueCode.RESET, IssueLevel.BLOCKING, text))
     elif is_ordered:
@@ -169,7 +173,7 @@ def spans_of(snapshots: Iterable[Snapshot]) -> list[list[Snapshot]]:
 
 def windows_of(snapshots: Iterable[Snapshot]) -> list[Window]:
     """The windows between neighbouring snapshots, none over a restart."""
-    return [window_over(pair) for span in spans_of(snapshots) for pair in pairwise(span)]
+    return [_window_over(pair, restarted=False) for span in spans_of(snapshots) for pair in pairwise(span)]
 
 
 def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
@@ -177,12 +181,18 @@ def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
 
     A lifetime window where no span has two pages, None where no page is usable.
     """
+    found = overall_span(snapshots)
+    return None if found is None else found[0]
+
+
+def overall_span(snapshots: Iterable[Snapshot]) -> tuple[Window, list[Snapshot]] | None:
+    """As `overall_window`, with the pages that it was made of."""
     given = list(snapshots)
     spans = spans_of(given)
     if not spans:
         return None
     best = max(spans, key=lambda span: (len(span) > 1, _span_seconds(span), len(span), spans.index(span)))
-    window = window_over(best) if len(best) > 1 else lifetime_window(best[-1])
+    window = _window_over(best, restarted=False) if len(best) > 1 else lifetime_window(best[-1])
     notes = []
     if len(spans) > 1:
         text = (
@@ -197,7 +207,7 @@ def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
     if len(times) == len(given) and times != sorted(times):
         text = "The pages were not in the order of time; they were put in order."
         notes.append(DataIssue(IssueCode.OUT_OF_ORDER, IssueLevel.INFO, text))
-    return _with_issues(window, notes)
+    return _with_issues(window, notes), best
 
 
 def _with_issues(window: Window, issues: list[DataIssue]) -> Window:
@@ -241,9 +251,11 @@ def _duration(snapshots: Sequence[Snapshot], issues: list[DataIssue]) -> float |
     return known[-1] - known[0]
 
 
-def _own(snapshot: Snapshot) -> dict[Hist, Histogram]:
+def _own(snapshot: Snapshot) -> Mapping[Hist, Histogram]:
     """The histograms that the page carries itself, without those made of others."""
     made = derived_histograms(snapshot.engine, snapshot.histograms)
+    if not made:
+        return snapshot.histograms
     return {hist: value for hist, value in snapshot.histograms.items() if hist not in made}
 
 
