@@ -27,6 +27,7 @@ DEMAND_HEADROOM = 1.25
 TOKEN_BUDGET_LOW, TOKEN_BUDGET_HIGH, TOKEN_BUDGET_FLOOR = 2048, 8192, 512
 # SGLang's hyperparameter tuning guide: about 0.3 where the queue is not empty at a token usage below 0.9, 1.3 against retraction.
 CONSERVATIVENESS_LOW, CONSERVATIVENESS_HIGH = 0.3, 1.3
+CHUNK_FLOOR = 128  # tokens of a prompt; below it the steps' fixed cost outweighs what others gain
 ADAPTERS_GROWTH = 4  # each LoRA slot takes memory: not all at once
 
 _BATCHING_TYPES = frozenset({BottleneckType.QUEUE_BUILDUP, BottleneckType.LOW_THROUGHPUT, BottleneckType.BATCH_SIZE_SUBOPTIMAL})
@@ -117,10 +118,20 @@ class BatchingOptimizer:
         if target <= present:
             return [self._at_ceiling(bottleneck, at, present)]
         reason = f"{demand:.0f} requests were there at once, {present:.0f} may run" if demand else f"the limit of {present:.0f} binds"
+        reason += f"; {self._why_not_more(at, wanted, target, demand > present)}"
         change = at.propose(knob, target, reason, inferred=int(present) if told is None else None)
         if change is None:
             return [self._at_ceiling(bottleneck, at, present)]
         return [_raise_limit(bottleneck, at, change, _budget_for(at, target), present)]
+
+    def _why_not_more(self, at: Situation, wanted: int, target: int, by_demand: bool) -> str:
+        """Why the limit is raised to this value and no further, in words."""
+        if target == wanted:
+            return f"{target} holds them with a quarter to spare" if by_demand else "one doubling at a time: no more demand was seen"
+        capacity, per_request = at.kv_capacity_tokens, at.tokens_per_request
+        if capacity and per_request and target < self.max_batch_size:
+            return f"limited to {target} by the KV cache: {capacity / per_request:.0f} requests of this length fit"
+        return f"limited to {target}, the most that is proposed"
 
     def _bare(self, bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
         """A finding without a cause: one doubling of a known limit; of an unknown one, the cap where that raises it."""
@@ -222,6 +233,9 @@ def _budget_up(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
         target = max(target, int(sequences))
     length = f"; prompts have {prompt:.0f} tokens" if prompt else ""
     reason = f"one prompt takes many steps{length}"
+    chunk = at.number("long_prefill_token_threshold")
+    if chunk and chunk < (present or base):
+        return _whole_prompts(bottleneck, at, reason)
     # The page tells the default's value as little as the set one: only a told value can be compared.
     told = at.config.number(knob)
     change = at.propose(knob, target, reason) if told is None or target > told else None
@@ -239,6 +253,18 @@ def _budget_up(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
             losers=("itl_seconds_p99",),
         )
     ]  # fmt: skip
+
+
+def _whole_prompts(bottleneck: Bottleneck, at: Situation, reason: str) -> list[Optimization]:
+    """The step's budget is larger than the piece of a prompt that may be in it: the cap on the piece is what binds."""
+    change = at.propose("long_prefill_token_threshold", None, reason)
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, "Take the cap off the chunk of long prompts",
+            "long_prefill_token_threshold cuts prompts into smaller pieces than the step's token budget does.", change,
+            risks=("a long prompt fills whole steps again: short ones behind it wait longer",), losers=("itl_seconds_p99",),
+        )
+    ] if change else []  # fmt: skip
 
 
 def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
@@ -273,18 +299,20 @@ def _budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
 
 
 def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
-    median = at.window.quantile(Hist.PROMPT_TOKENS, 0.5) if at.window else None
-    threshold = max(TOKEN_BUDGET_FLOOR, power_of_two_at_least(2 * median.value)) if median else TOKEN_BUDGET_LOW
-    reason = "long prompts keep short ones from their first token" + (
-        f"; half of the prompts have {median.value:.0f} tokens or fewer" if median else ""
-    )
-    change = at.propose("long_prefill_token_threshold", threshold, reason)
+    threshold = _chunk_of_long_prompts(at)
+    present = at.number("long_prefill_token_threshold")
+    if present and present <= threshold:
+        return [_apart(bottleneck)]  # long prompts go in small pieces already
+    mixed = None
+    if at.engine is Engine.VLLM and at.config.get("enable_chunked_prefill") is False:
+        mixed = at.propose("enable_chunked_prefill", True, "a long prompt holds the engine for one whole step")
+    change = at.propose("long_prefill_token_threshold", threshold, "long prompts keep short ones from their first token")
     if change:
         return [
             optimization(
                 OptimizerKind.BATCHING, bottleneck, f"Cap the chunk of long prompts at {threshold} tokens",
-                "Short prompts get a share of each step while a long one is processed.", change,
-                risks=("long prompts take more steps",), losers=("ttft_seconds_p99",),
+                "Short prompts get a share of each step while a long one is processed.", mixed, change,
+                risks=("long prompts take more steps: their first token comes later",), losers=("ttft_seconds_p99",),
             )
         ]  # fmt: skip
     knob = at.catalogue.get(at.engine, "long_prefill_token_threshold")
@@ -293,12 +321,27 @@ def _head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
         if knob and at.has(knob.knob.name) is None
         else ""
     )
-    return [
-        optimization(
-            OptimizerKind.BATCHING, bottleneck, "Serve long prompts from replicas of their own",
-            f"Long prompts hold up the first token of everybody behind them; route them to a separate pool.{unsure}",
-        )
-    ]  # fmt: skip
+    return [_apart(bottleneck, unsure)]
+
+
+def _apart(bottleneck: Bottleneck, more: str = "") -> Optimization:
+    return optimization(
+        OptimizerKind.BATCHING, bottleneck, "Serve long prompts from replicas of their own",
+        f"Long prompts hold up the first token of everybody behind them; route them to a separate pool.{more}",
+    )  # fmt: skip
+
+
+def _chunk_of_long_prompts(at: Situation) -> int:
+    """Tokens of a long prompt in one step: an eighth of the longest prompts, and a usual prompt whole where that is less than a quarter.
+
+    Never as long as the longest prompt itself: it would cap nothing, and vLLM does not start with more than max_model_len.
+    """
+    long = at.window.quantile(Hist.PROMPT_TOKENS, 0.99) if at.window else None
+    median = at.window.quantile(Hist.PROMPT_TOKENS, 0.5) if at.window else None
+    if long is None or median is None:
+        return TOKEN_BUDGET_FLOOR
+    whole = power_of_two_at_least(median.value)
+    return max(CHUNK_FLOOR, power_of_two_at_most(long.value / 8), whole if whole <= long.value / 4 else 0)
 
 
 # ---- Admission ----

@@ -11,9 +11,9 @@ from perf_service.collectors.fleet_window import fleet_window
 from perf_service.models.analysis import BottleneckType, Cause, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.errors import InvalidArgumentError
-from perf_service.models.metrics import Engine, Gauge
+from perf_service.models.metrics import Engine, Gauge, Hist, Histogram
 from perf_service.models.plan import Optimization
-from perf_service.models.window import GaugeStats
+from perf_service.models.window import GaugeStats, Window
 from perf_service.optimization.batching_optimizer import BatchingOptimizer
 from perf_service.optimization.configs import BatchingConfig, ConfigLike, KVCacheConfig, QuantizationConfig
 from perf_service.optimization.kv_cache_optimizer import KVCacheOptimizer
@@ -322,9 +322,35 @@ def test_long_prompts_are_chunked_or_served_apart() -> None:
     blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
     at = situation({}, window=overall("d_prefill_bad_r2"))
     found, _ = BatchingOptimizer().generate_optimizations([blocked], Engine.VLLM, situation=at)
-    assert change_of(found, "long_prefill_token_threshold").recommended_value == 4096
+    # Prompts of up to 2,000 tokens: a cap of as many caps nothing, and above max_model_len the engine does not start.
+    assert change_of(found, "long_prefill_token_threshold").recommended_value == 128
     found, _ = BatchingOptimizer().generate_optimizations([blocked], "tgi", {})
     assert [o.advice_only for o in found] == [True]
+
+
+def test_a_chunk_of_long_prompts_is_never_made_longer() -> None:
+    blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
+    at = situation({"long_prefill_token_threshold": 128}, window=overall("d_prefill_bad_r2"))
+    found, _ = BatchingOptimizer().generate_optimizations([blocked], Engine.VLLM, situation=at)
+    assert [o.advice_only for o in found] == [True]
+
+
+def test_prompts_that_are_not_chunked_at_all_are_chunked_first() -> None:
+    blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
+    at = situation({"enable_chunked_prefill": False}, window=overall("d_prefill_bad_r2"))
+    found, _ = BatchingOptimizer().generate_optimizations([blocked], Engine.VLLM, situation=at)
+    assert [(c.parameter, c.recommended_value) for c in found[0].config_changes] == [
+        ("enable_chunked_prefill", True),
+        ("long_prefill_token_threshold", 128),
+    ]
+
+
+def test_where_the_cap_on_a_chunk_binds_it_goes_and_the_budget_stays() -> None:
+    cut = finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL)
+    config = {"max_num_batched_tokens": 2048, "long_prefill_token_threshold": 64}
+    at = situation(config, window=overall("d_prefill_bad_r2"))
+    found, _ = BatchingOptimizer().generate_optimizations([cut], Engine.VLLM, situation=at)
+    assert [(c.parameter, c.recommended_value) for o in found for c in o.config_changes] == [("long_prefill_token_threshold", None)]
 
 
 def test_thrashing_prefixes_get_room_an_order_and_routing() -> None:
@@ -358,3 +384,71 @@ def test_a_budget_at_its_ceiling_ends_in_advice() -> None:
 
 
 # ---- Properties ----
+
+
+# ---- The reasons of a value, and what a page shows where nothing is told ----
+
+
+def steps_up_to(bound: float) -> Window:
+    """A window whose largest step held at most `bound` tokens."""
+    steps = Histogram(
+        100.0, 5000.0, (16.0, 512.0, 1024.0, 2048.0, 8192.0), tuple(100.0 if b >= bound else 50.0 for b in (16, 512, 1024, 2048, 8192))
+    )
+    window = overall("b_queue_bad_r2")
+    return replace(window, histograms={**window.histograms, Hist.ITERATION_TOKENS: steps})
+
+
+def test_the_reason_says_why_the_limit_is_raised_no_further() -> None:
+    queue = finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT)
+    window = overall("b_queue_bad_r2")
+
+    def reason(**config: Any) -> str:
+        at = situation({"max_num_seqs": 2, **config}, window=window)
+        return change_of(BatchingOptimizer(256).generate_optimizations([queue], "vllm", situation=at)[0], "max_num_seqs").reason
+
+    assert "64 holds them with a quarter to spare" in reason()
+    capped = situation({"max_num_seqs": 2}, window=window)
+    found, _ = BatchingOptimizer(16).generate_optimizations([queue], "vllm", situation=capped)
+    assert "limited to 16, the most that is proposed" in change_of(found, "max_num_seqs").reason
+    small = replace(
+        window, config=EngineConfig(), gauges={**window.gauges, Gauge.KV_CAPACITY_TOKENS: GaugeStats(1000, 1000, 1000, 1000, 5, 1.0)}
+    )
+    found, _ = BatchingOptimizer(256).generate_optimizations([queue], "vllm", situation=situation({"max_num_seqs": 2}, window=small))
+    change = change_of(found, "max_num_seqs")
+    assert f"limited to {change.recommended_value} by the KV cache: " in change.reason
+    assert change.reason.endswith("requests of this length fit")
+
+
+def test_a_budget_is_lowered_below_the_steps_that_were_seen() -> None:
+    stalls = finding(BottleneckType.HIGH_LATENCY, Cause.TOKEN_BUDGET_TOO_LARGE)
+
+    def lowered(bound: float) -> list[Optimization]:
+        return BatchingOptimizer().generate_optimizations([stalls], "vllm", situation=situation(window=steps_up_to(bound)))[0]
+
+    assert change_of(lowered(2048), "max_num_batched_tokens").recommended_value == 1024, "2048 would change nothing"
+    assert change_of(lowered(8192), "max_num_batched_tokens").recommended_value == 2048
+    assert lowered(512) == [], "there is no room above the floor"
+
+
+def test_long_prompts_are_capped_where_the_page_shows_a_release_that_can() -> None:
+    blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
+    window = overall("b_queue_bad_r2")
+
+    def found(window: Window) -> list[Optimization]:
+        return BatchingOptimizer().generate_optimizations([blocked], "vllm", situation=situation(version="", window=window))[0]
+
+    assert "kv_cache_size_tokens" in window.config
+    assert change_of(found(window), "long_prefill_token_threshold").recommended_value == 512
+    silent = {h: v for h, v in window.histograms.items() if h is not Hist.PREFILL_COMPUTED_TOKENS}
+    (advice,) = found(replace(window, config=EngineConfig(), histograms=silent))
+    assert advice.advice_only
+    assert "--long-prefill-token-threshold 512 would cap their chunk" in advice.description
+
+
+def test_a_page_shows_at_least_which_release_it_is() -> None:
+    at = situation(version="", window=overall("b_queue_bad_r2"))
+    assert at.least_version == "0.26.0"
+    assert at.has("watermark")
+    assert at.has("max_num_active_seqs") is None, "since 0.31: nothing on the page tells"
+    assert situation(version="0.12.0", window=at.window).least_version == "", "a version that is told needs no guess"
+    assert situation(version="0.12.0", window=at.window).has("watermark") is False
