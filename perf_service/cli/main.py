@@ -88,7 +88,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         code = _command().main(args=arguments, prog_name="perf-service", standalone_mode=False)
     except _UsageBase as error:
-        complain(f"{error.format_message()} (see: perf-service --help)")  # type: ignore[attr-defined]
+        # A group without a command has printed its help: there is nothing to add.
+        if said := error.format_message().strip():  # type: ignore[attr-defined]
+            complain(f"{said} (see: perf-service --help)")
         return int(getattr(error, "exit_code", FAILED))
     except (typer.Abort, KeyboardInterrupt):
         complain("interrupted")

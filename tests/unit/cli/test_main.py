@@ -38,6 +38,13 @@ def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], ar
     assert captured.err.count("\n") == 1
 
 
+def test_a_group_without_a_command_shows_its_help_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan"]) == 2
+    captured = capsys.readouterr()
+    assert "track-record" in captured.out + captured.err
+    assert "(see:" not in captured.err
+
+
 def test_an_unforeseen_failure_is_one_line_unless_debug_asks_for_more(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

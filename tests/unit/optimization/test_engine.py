@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.fleet import Hardware
@@ -20,21 +19,14 @@ from perf_service.models.plan import (
     PredictedEffect,
     Prediction,
 )
-from perf_service.models.slo import SLOTarget, parse_slo
+from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
 from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.optimization.engine import MAX_CANDIDATES, NOTHING, OptimizationEngine
 from perf_service.optimization.objectives import estimate_of
-from tests.support.real_runs import finding, overall, snapshots, windows
+from tests.support.real_runs import finding, overall, plan_of
 
 CATALOGUE = KnobCatalogue.load()
-
-
-def plan_of(scenario: str, config: dict[str, Any] | None = None, slo: Sequence[str] = ()) -> Plan:
-    targets = [parse_slo(s) for s in slo] or None
-    known = EngineConfig.of(config, Source.LAUNCH_ARGS) if config else None
-    analysis = AnalysisEngine().analyze(snapshots(scenario), "vllm", targets, config=known)
-    return OptimizationEngine().generate_plan(analysis, known, slo_targets=targets, windows=windows(scenario))
 
 
 def bare(*kinds: BottleneckType, engine: Engine = Engine.VLLM) -> Analysis:
@@ -224,14 +216,11 @@ class Trade(Says):
         budget = next((c.recommended_value for c in made if c.parameter == "max_num_batched_tokens"), 64)
         assert isinstance(budget, int)
 
-        def at(tokens: int) -> dict[str, LatencyEstimate]:
-            ttft, itl = 64 / tokens, tokens / 4096
-            return {
-                "ttft_seconds": LatencyEstimate(Estimate(ttft, ttft / 2, ttft * 2)),
-                "itl_seconds": LatencyEstimate(Estimate(itl, itl / 2, itl * 2)),
-            }
+        def at(prediction: Prediction, tokens: int) -> Prediction:
+            ttft, itl = (LatencyEstimate(Estimate(s, s / 2, s * 2)) for s in (64 / tokens, tokens / 4096))
+            return replace(prediction, ttft_seconds=ttft, itl_seconds=itl)
 
-        return replace(before, **at(64)), replace(after, **at(budget)), effects
+        return at(before, 64), at(after, budget), effects
 
 
 def small_budget(*objectives: SLOTarget) -> Plan:
@@ -290,6 +279,27 @@ def test_the_no_op_is_always_ranked() -> None:
     harmless = small_budget(SLOTarget("ttft", 0.2), SLOTarget("itl", 0.02)).options
     assert not harmless[0].changes
     assert all("breaks itl < 20.0 ms" in o.note for o in harmless[1:])
+
+
+def test_the_likelier_cause_is_cured_first() -> None:
+    """What a change would gain if a less likely cause were the one does not put it before the cure of the likely one."""
+
+    def first(confidence: float) -> str:
+        likely = replace(finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT), confidence_ratio=0.9)
+        other = replace(finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL), confidence_ratio=confidence)
+        analysis = Analysis("i", Engine.VLLM, bottlenecks=(likely, other), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+        predictor = Says(max_num_seqs=1.2, max_num_batched_tokens=3.0)
+        known = {"max_num_seqs": 2, "max_num_batched_tokens": 64}
+        return OptimizationEngine(predictor).generate_plan(analysis, known).optimizations[0].config_changes[0].parameter
+
+    assert first(0.5) == "max_num_seqs"
+    assert first(0.85) == "max_num_batched_tokens", "as likely, and it gains more"
+
+
+def test_what_adds_nothing_beside_the_others_waits() -> None:
+    plan = OptimizationEngine(Says(watermark=1.5, gpu_memory_utilization=1.0)).generate_plan(without_cap(exhausted()))
+    assert [c.parameter for c in plan.changes] == ["watermark"]
+    assert any("gpu_memory_utilization" in o.title and "look again after them" in o.description for o in plan.advice)
 
 
 def test_a_share_of_requests_within_a_bound_is_judged_by_the_quantile() -> None:
