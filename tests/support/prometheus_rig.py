@@ -15,8 +15,8 @@ from typing import Any
 from perf_service.collectors.snapshot import SnapshotBuilder
 from perf_service.models.fleet import PrometheusSource
 from perf_service.models.metrics import Engine, Snapshot
+from tests.support.ports import free_ports
 from tests.support.prometheus_server import PrometheusServer, end_with_parent, running_prometheus
-from tests.support.real_server import free_ports
 from tests.support.recorded_targets import NUMBER, RecordedTarget, Served, forwarded, saved
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.real_server import free_ports
+from tests.support.ports import free_ports
 
 REQUIRE_VARIABLE = "PERF_SERVICE_REQUIRE_PROMETHEUS"
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,6 +26,7 @@ from perf_service.simulator.workload import Lengths, Workload
 from perf_service.targets.base import FleetState
 from perf_service.targets.local import LocalOptions, LocalTarget
 from perf_service.v1 import fleet_service_pb2, workflow_pb2, workflow_service_pb2
+from tests.support.ports import free_ports
 from tests.support.remote import Remote
 
 COMMAND = "{python} -m perf_service.simulator --engine vllm --host {host} --port {port} --startup-seconds 0.2 --step-base-ms 15 {flags}"
@@ -38,16 +38,6 @@ POLICY = RolloutPolicy(
     max_relative_regression_ratio=2.0,  # the test's own host is the noise
 )
 WORK = Workload(prompt=Lengths.uniform(10, 30), output=Lengths.uniform(3, 6), rate=4.0)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class RealServer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,22 +9,14 @@ import pytest
 
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
-from perf_service.models.config import EngineConfig, Source
 from perf_service.models.metrics import Engine
 from perf_service.models.plan import Plan, plan_hash
 from perf_service.models.slo import parse_slo
 from perf_service.optimization.catalogue import KnobCatalogue, find_conflicts
 from perf_service.optimization.engine import NOTHING, OptimizationEngine
-from tests.support.real_runs import finding, overall, snapshots, windows
+from tests.support.real_runs import finding, overall, plan_of, snapshots, windows
 
 CATALOGUE = KnobCatalogue.load()
-
-
-def plan_of(scenario: str, config: dict[str, Any] | None = None, slo: Sequence[str] = ()) -> Plan:
-    targets = [parse_slo(s) for s in slo] or None
-    known = EngineConfig.of(config, Source.LAUNCH_ARGS) if config else None
-    analysis = AnalysisEngine().analyze(snapshots(scenario), "vllm", targets, config=known)
-    return OptimizationEngine().generate_plan(analysis, known, slo_targets=targets, windows=windows(scenario))
 
 
 @pytest.mark.parametrize("told", [False, True])

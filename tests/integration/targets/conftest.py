@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from perf_service.models.config import EngineConfig, config_hash
 from perf_service.models.fleet import Fleet, Instance, TargetKind, TargetSpec
 from perf_service.models.metrics import Engine
 from perf_service.targets import LocalTarget, Op, ReplicaState, Target, make_target
+from tests.support.ports import free_ports
 
 STUB = Path(__file__).with_name("stub_engine.py")
 _numbers = itertools.count()
@@ -28,16 +28,6 @@ def config(max_num_seqs: int) -> EngineConfig:
 
 def op(fence: int = 1, op_id: str = "") -> Op:
     return Op(op_id or f"op{next(_numbers)}", fence, time.time() + 60)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def processes_with(text: str) -> list[int]:

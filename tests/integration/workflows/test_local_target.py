@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 from perf_service.models.config import EngineConfig
@@ -16,16 +15,7 @@ from perf_service.storage.store import SqlStore
 from perf_service.targets.local import LocalTarget
 from perf_service.targets.registry import TargetPool
 from perf_service.workflows.manager import WorkflowManager
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+from tests.support.ports import free_ports
 
 
 async def test_diagnose_plan_roll_out_and_prove(tmp_path: Path) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from perf_service.simulator.core import EngineCore, RejectedError, Request
-from perf_service.simulator.flags import EngineFlags, StepTimes, resolve
+from perf_service.simulator.flags import EngineFlags, resolve
 from perf_service.simulator.schedulers import SglangScheduler
-
-TIMES = StepTimes(base=0.01, per_seq=0.001, per_prefill_token=0.0001)
+from tests.support.cores import TIMES
 
 
 def core_of(engine: str, **flags: object) -> EngineCore:
