@@ -95,8 +95,8 @@ class SnapshotStore(Protocol):
         self, instance_id: str, start: float, end: float, *, limit: int = 1000
     ) -> Sequence[Snapshot]: ...  # oldest first
     async def snapshots_spread(
-        self, instance_id: str, start: float, end: float, *, most: int
-    ) -> Sequence[Snapshot]: ...  # oldest first, of more than `most` so many, evenly spaced
+        self, instance_ids: Sequence[str], start: float, end: float, *, most: int
+    ) -> Mapping[str, Sequence[Snapshot]]: ...  # of each oldest first, of more than `most` so many, evenly spaced
     async def count_snapshots(self, instance_id: str, *, after: float, until: float) -> int: ...
     async def list_snapshots(
         self, instance_id: str, *, start: float | None = None, end: float | None = None, page_size: int = 50, page_token: str = ""

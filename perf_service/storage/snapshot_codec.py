@@ -54,7 +54,7 @@ class SnapshotCodec:
 
     def __init__(self) -> None:
         self._shapes: dict[Hashable, Shape] = {}
-        self._skeletons: dict[str, Snapshot] = {}
+        self._skeletons: dict[str, tuple[Snapshot, int]] = {}  # with the number of their values
         self._bounds: dict[tuple[float, ...], tuple[float, ...]] = {}
 
     def packed(self, snapshot: Snapshot) -> tuple[bytes, Shape | None]:
@@ -72,23 +72,24 @@ class SnapshotCodec:
         key = shape_of(document)
         if key is None:
             return unpack(Snapshot, document)
-        skeleton = self._skeletons.get(key)
-        if skeleton is None:
+        known = self._skeletons.get(key)
+        if known is None:
             found = shape_document(key)
             if found is None:
                 raise _damaged("its shape is gone")
             skeleton = unpack(Snapshot, found)
             if len(self._skeletons) >= _MAX_REMEMBERED:
                 self._skeletons.clear()
-            self._skeletons[key] = skeleton
+            known = self._skeletons[key] = skeleton, _size(skeleton)
+        skeleton, size = known
         try:
             plain = zlib.decompress(document[1 + _ID_BYTES :])
             end = 4 + int.from_bytes(plain[:4], "little")
             values = array("d", plain[4:end])
         except (zlib.error, ValueError) as error:
             raise _damaged(str(error)) from error
-        if len(values) != _size(skeleton):
-            raise _damaged(f"it has {len(values)} numbers, and its shape {_size(skeleton)}")
+        if len(values) != size:
+            raise _damaged(f"it has {len(values)} numbers, and its shape {size}")
         if sys.byteorder == "big":
             values.byteswap()
         return _filled(skeleton, values, plain[end:], snapshot_id)

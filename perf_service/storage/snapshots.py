@@ -27,6 +27,7 @@ _SHAPE_SLACK_SECONDS: Final = 86_400.0
 _DELETED_AT_ONCE: Final = 500
 """Rows of one transaction while tidying up: scrapes are waiting for their turn meanwhile."""
 _NAMES_AT_ONCE: Final = 1000
+_INSTANCES_AT_ONCE: Final = 100
 _SLICE_INTERVALS: Final = 12
 """Intervals looked at in one go when thinning: bounds memory and the time a read transaction stays open."""
 
@@ -109,22 +110,36 @@ class SnapshotRepository:
 
         return await self._db.read(work)
 
-    async def snapshots_spread(self, instance_id: str, start: float, end: float, *, most: int) -> Sequence[Snapshot]:
-        """As `snapshots_between`, but of more than `most` (at least 2) so many: the first, the last, and some evenly spaced between.
+    async def snapshots_spread(
+        self, instance_ids: Sequence[str], start: float, end: float, *, most: int
+    ) -> Mapping[str, Sequence[Snapshot]]:
+        """As `snapshots_between` of each, but of more than `most` (2 or more) so many: the first, the last, some evenly between.
 
-        Only those are read and unpacked.
+        Only those are read and unpacked, of many instances in one transaction: a thousand small ones cost more than what they read.
         """
-        mine = (snapshots.c.instance_id == instance_id, snapshots.c.taken_at >= start, snapshots.c.taken_at <= end)
-        names = select(snapshots.c.snapshot_id).where(*mine).order_by(snapshots.c.taken_at, snapshots.c.snapshot_id)
-        rows = select(*_COLUMNS).order_by(snapshots.c.taken_at, snapshots.c.snapshot_id)
+        found: dict[str, Sequence[Snapshot]] = {}
+        for index in range(0, len(instance_ids), _INSTANCES_AT_ONCE):
+            names = instance_ids[index : index + _INSTANCES_AT_ONCE]
+            found |= await self._db.read(partial(self._spread, names=names, start=start, end=end, most=most))
+        return found
 
-        def work(connection: Connection) -> list[Snapshot]:
-            found = connection.scalars(names).all()
-            last = len(found) - 1
-            chosen = found if last < most else [found[n * last // (most - 1)] for n in range(most)]
-            return [self._read(connection, row) for row in connection.execute(rows.where(snapshots.c.snapshot_id.in_(chosen))).all()]
-
-        return await self._db.read(work)
+    def _spread(self, connection: Connection, names: Sequence[str], start: float, end: float, most: int) -> dict[str, Sequence[Snapshot]]:
+        columns = snapshots.c
+        marks = (
+            select(columns.instance_id, columns.snapshot_id)
+            .where(columns.instance_id.in_(names), columns.taken_at >= start, columns.taken_at <= end)
+            .order_by(columns.instance_id, columns.taken_at, columns.snapshot_id)
+        )
+        there: dict[str, list[str]] = {name: [] for name in names}
+        for name, snapshot_id in connection.execute(marks):
+            there[name].append(snapshot_id)
+        chosen = {name: _evenly(ids, most) for name, ids in there.items()}
+        wanted = [snapshot_id for ids in chosen.values() for snapshot_id in ids]
+        read: dict[str, Snapshot] = {}
+        for index in range(0, len(wanted), _NAMES_AT_ONCE):
+            rows = select(*_COLUMNS).where(columns.snapshot_id.in_(wanted[index : index + _NAMES_AT_ONCE]))
+            read.update((row.snapshot_id, self._read(connection, row)) for row in connection.execute(rows).all())
+        return {name: [read[snapshot_id] for snapshot_id in ids if snapshot_id in read] for name, ids in chosen.items()}
 
     async def count_snapshots(self, instance_id: str, *, after: float, until: float) -> int:
         """How many were taken after one time and not after the other."""
@@ -275,6 +290,11 @@ class SnapshotRepository:
             return connection.scalar(select(snapshot_shapes.c.document).where(snapshot_shapes.c.shape_id == key))
 
         return self._codec.unpacked(document, snapshot_id, shape_document)
+
+
+def _evenly(ids: Sequence[str], most: int) -> Sequence[str]:
+    last = len(ids) - 1
+    return ids if last < most else [ids[n * last // (most - 1)] for n in range(most)]
 
 
 def _newest_first(query: Select[Any]) -> Select[Any]:

@@ -43,12 +43,12 @@ class StoredPages:
         Counters lose nothing by that, and gauges are samples anyway. `bounded`: of several instances at most `LOOK_PAGES` pages, or
         `LOOK_PAGES_A_REPLICA` of each where that is more.
         """
-        most = max(LOOK_PAGES_A_REPLICA, LOOK_PAGES // len(instances)) if bounded and len(instances) > 1 else None
-        return {i.instance_id: await self._pages(i, start, end, most) for i in instances}
+        if bounded and len(instances) > 1:
+            most = max(LOOK_PAGES_A_REPLICA, LOOK_PAGES // len(instances))
+            return dict(await self._store.snapshots_spread([i.instance_id for i in instances], start, end, most=most))
+        return {i.instance_id: await self._pages(i, start, end) for i in instances}
 
-    async def _pages(self, instance: Instance, start: float, end: float, most: int | None) -> Sequence[Snapshot]:
-        if most is not None:
-            return await self._store.snapshots_spread(instance.instance_id, start, end, most=most)
+    async def _pages(self, instance: Instance, start: float, end: float) -> Sequence[Snapshot]:
         if end - start <= _PAGES_READ * instance.scrape_interval_seconds:
             return await self._store.snapshots_between(instance.instance_id, start, end, limit=_PAGES_READ)
         step = (end - start) / _PAGES_SAMPLED

@@ -183,9 +183,11 @@ async def test_some_snapshots_evenly_spaced(store: SqlStore) -> None:
         await store.add_snapshot(snapshot(float(at)))
         await store.add_snapshot(snapshot(float(at), "other"))
     for most, times in ((11, [*range(10, 111, 10)]), (6, [10, 30, 50, 70, 90, 110]), (3, [10, 60, 110]), (2, [10, 110])):
-        assert [s.collected_at for s in await store.snapshots_spread("i", 10.0, 110.0, most=most)] == times
-    assert await store.snapshots_spread("i", 10.0, 110.0, most=3) == (await store.snapshots_between("i", 10.0, 110.0))[::5]
-    assert await store.snapshots_spread("nobody", 0.0, 99.0, most=3) == []
+        found = await store.snapshots_spread(["other", "i"], 10.0, 110.0, most=most)
+        assert [[s.collected_at for s in found[name]] for name in ("i", "other")] == [times, times]
+        assert {s.instance_id for s in found["i"]} == {"i"}
+    found = await store.snapshots_spread(["i", "nobody"], 10.0, 110.0, most=3)
+    assert found == {"i": (await store.snapshots_between("i", 10.0, 110.0))[::5], "nobody": []}
 
 
 async def test_a_page_without_a_time_is_placed_by_its_arrival(store: SqlStore) -> None:
