@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,postgres,fast
 LOWEST := .venv-lowest
-BENCHMARKS := parser.py store.py simulator_reality.py
+BENCHMARKS := parser.py store.py "store.py --postgres --rows 60 --hours 2" simulator_reality.py "watch_health.py --replicas 300" \
+	"collect_cost.py --replicas 100 --seconds 30" "fleet_scrape.py --minutes 1"
 PYTEST_ARGS ?=
 # Tests whose engines and servers run in real time, and those that compare speeds: one after the other, or they disturb each other.
 REAL_TIME := $(addprefix tests/integration/,cli rpc simulator targets workflows test_kill_server.py) tests/performance

@@ -1,15 +1,17 @@
 """How fast a store keeps and reads what a rollout and a scrape write, and how much room a replica's history takes.
 
-    python benchmarks/store.py [--url sqlite:///FILE] [--rows 300] [--replicas 4] [--interval 5] [--hours 6]
+    python benchmarks/store.py [--url sqlite:///FILE | --postgres] [--rows 300] [--replicas 4] [--interval 5] [--hours 6]
 
-Prints microseconds of wall time for each operation: median over the rows. Then bytes: hours of real pages whose
-counters grow, as it is stored at first, with one per five minutes, and with one per hour. Without --url: a file in a temporary folder.
+Prints microseconds of wall time for each operation: median over the rows. Then bytes: hours of real pages whose counters grow, as it is
+stored at first, with one per five minutes, and with one per hour. Without --url: a file in a temporary folder; with --postgres a
+PostgreSQL of its own, started for it from the installed package and removed (its commits do not wait for the disk).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +27,8 @@ from perf_service.models.metrics import Engine, Snapshot
 from perf_service.models.workflow import Event, EventKind, Gate, Workflow, WorkflowRequest, WorkflowStatus
 from perf_service.storage.store import SqlStore
 
-PAGE = Path(__file__).parent.parent / "tests/fixtures/captures/b_queue_bad_r2/010.prom.gz"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "tests/fixtures/captures/b_queue_bad_r2/010.prom.gz"
 
 
 async def timed(rows: int, work: Callable[[int], Awaitable[object]]) -> float:
@@ -45,7 +48,7 @@ def group(snapshot: Snapshot, size: int, index: int) -> list[Snapshot]:
 
 def used_bytes(url: str) -> int:
     """What snapshots take in the store, indexes and shapes included; free pages are left out."""
-    engine = create_engine(url)
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -53,7 +56,6 @@ def used_bytes(url: str) -> int:
             pages, free, size = (connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names)
             used = (pages - free) * size
         else:
-            connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("VACUUM FULL snapshots")
             names = ("snapshots", "snapshot_shapes")
             used = sum(connection.exec_driver_sql(f"SELECT pg_total_relation_size('{name}')").scalar() for name in names)
@@ -120,17 +122,32 @@ def main() -> None:
     """Print one line for each operation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="")
+    parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--interval", type=float, default=5.0)
     parser.add_argument("--hours", type=float, default=6.0)
     options = parser.parse_args()
+    if options.postgres:
+        sys.path.insert(0, str(ROOT))
+        from tests.support import postgres
+
+        if not postgres.is_installed():
+            print("not measured: initdb and pg_ctl are not installed (apt-get install postgresql)")
+            return
+        with postgres.cluster() as url:
+            report(url.format(database="postgres"), url.format(database="template1"), options)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        url = options.url or f"sqlite:///{folder}/store.db"
-        for name, microseconds in asyncio.run(measure(url, options.rows)).items():
-            print(f"{name:<36} {microseconds:10.0f} us", flush=True)
-        if options.hours:
-            asyncio.run(history(options.url or f"sqlite:///{folder}/history.db", options.replicas, options.interval, options.hours))
+        report(options.url or f"sqlite:///{folder}/store.db", options.url or f"sqlite:///{folder}/history.db", options)
+
+
+def report(url: str, history_url: str, options: argparse.Namespace) -> None:
+    """Print one line for each operation, and what a history takes."""
+    for name, microseconds in asyncio.run(measure(url, options.rows)).items():
+        print(f"{name:<36} {microseconds:10.0f} us", flush=True)
+    if options.hours:
+        asyncio.run(history(history_url, options.replicas, options.interval, options.hours))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from perf_service.models.fleet import Fleet, Instance
 from perf_service.models.metrics import Engine
 from perf_service.models.workflow import Event, EventKind, Gate, Workflow, WorkflowRequest, WorkflowStatus
 from perf_service.storage import SqlStore
+from tests.support import postgres
 
 
 class Clock:
@@ -62,41 +60,15 @@ def clock() -> Clock:
     return Clock()
 
 
-def _postgres_program(name: str) -> str | None:
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(installed[-1]) if installed else shutil.which(name)
-
-
-def _run(command: Sequence[str]) -> None:
-    """As a user who may run a PostgreSQL server: it refuses to be root."""
-    prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    done = subprocess.run([*prefix, *command], capture_output=True, text=True, cwd="/", timeout=120)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stdout}{done.stderr}")
-
-
 @pytest.fixture(scope="session")
 def postgres_cluster() -> Iterator[str]:
-    """URL, with {database} to fill in, of a cluster on a unix socket in a directory of its own, removed at the end."""
-    initdb, pg_ctl = _postgres_program("initdb"), _postgres_program("pg_ctl")
-    if initdb is None or pg_ctl is None:
+    """URL, with {database} to fill in, of a cluster for these tests."""
+    if not postgres.is_installed():
         if os.environ.get("PERF_SERVICE_REQUIRE_POSTGRES"):
             pytest.fail("PERF_SERVICE_REQUIRE_POSTGRES is set, but initdb and pg_ctl are not installed (apt-get install postgresql)")
         pytest.skip("NOT TESTED ON POSTGRESQL: initdb and pg_ctl are not installed (apt-get install postgresql)")
-    home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    try:
-        if os.geteuid() == 0:
-            shutil.chown(home, "postgres")
-        data = home / "data"
-        _run([initdb, "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"])
-        settings = f"-c listen_addresses='' -c unix_socket_directories={home} -c fsync=off -c max_connections=60"
-        _run([pg_ctl, "-D", str(data), "-l", str(home / "log"), "-w", "-o", settings, "start"])
-        try:
-            yield f"postgresql+psycopg://postgres@/{{database}}?host={home}"
-        finally:
-            _run([pg_ctl, "-D", str(data), "-m", "immediate", "-w", "stop"])
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with postgres.cluster() as url:
+        yield url
 
 
 _database_numbers = itertools.count()
