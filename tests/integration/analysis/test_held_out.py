@@ -43,6 +43,9 @@ def _analyzed(scenario: str, **config: int) -> Analysis:
         ("aborts_early", Cause.CLIENT_ABORTS),
         ("hang_recovered", Cause.ENGINE_HANG),
         ("lora_slots1", Cause.WAITING_NOT_CAPACITY),
+        ("grammar_distinct", Cause.WAITING_NOT_CAPACITY),
+        ("dp2_one_rank", Cause.REPLICA_IMBALANCE),
+        ("long_no_chunking", Cause.HEAD_OF_LINE_BLOCKING),
     ],
 )
 def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> None:
@@ -72,6 +75,7 @@ def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> N
         "spec_repeat",
         "api2_light",
         "kv_edge_fits",
+        "grammar_few",
     ],
 )
 def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
