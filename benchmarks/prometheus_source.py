@@ -25,10 +25,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from perf_service.app import WallClock
 from perf_service.collectors.prometheus.client import Answer, PrometheusClient
 from perf_service.collectors.prometheus.source import PrometheusScrape
-from perf_service.collectors.scheduler import ScrapeScheduler
+from perf_service.collectors.scheduler import ScrapeScheduler, WallClock
 from perf_service.models.errors import CollectError
 from perf_service.models.fleet import Instance, PrometheusSource
 from perf_service.models.metrics import Engine, Snapshot

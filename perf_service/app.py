@@ -8,29 +8,25 @@ await app.stop()
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import random
-import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
+from perf_service.background import Background, Housekeeping
 from perf_service.collectors.discovering import DiscoveringScrape
 from perf_service.collectors.lean import LeanFetcher
 from perf_service.collectors.prometheus.client import PrometheusClient
 from perf_service.collectors.prometheus.source import EitherSource, PrometheusScrape
-from perf_service.collectors.scheduler import ScrapeScheduler
+from perf_service.collectors.scheduler import ScrapeScheduler, WallClock
 from perf_service.collectors.source import DirectScrape, SharedScrape
 from perf_service.collectors.transport import NetworkPolicy
-from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, PerfServiceError, StoreError
+from perf_service.logs import configure_logging
+from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, StoreError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
-from perf_service.models.redaction import redacted
 from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loopback
@@ -49,23 +45,6 @@ from perf_service.workflows.manager import WorkflowManager
 from perf_service.workflows.pipeline import Pipeline
 
 _log = structlog.get_logger("perf_service.app")
-_HOUSEKEEPING_SECONDS = 60.0
-"""Little at a time: what is deleted has the store to itself meanwhile."""
-_REQUESTS_KEPT_SECONDS = 86_400.0
-"""A client that retries after a day has lost its connection to more than us."""
-_RESTART_SECONDS = 1.0
-
-
-class WallClock:
-    """Time as the scheduler sees it."""
-
-    def monotonic(self) -> float:
-        """Seconds that never go back."""
-        return time.monotonic()
-
-    def time(self) -> float:
-        """Unix seconds."""
-        return time.time()
 
 
 def build_app(settings: Settings) -> App:
@@ -95,7 +74,7 @@ class App:
         self.registry = CollectorRegistry()
         self.lifecycle = Lifecycle()
         self._policy = policy
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
         self._newest: dict[str, float] = {}
         self._server: RpcServer | None = None
         self._stopped = False
@@ -166,11 +145,11 @@ class App:
             self._server = RpcServer(self._services(), server_options(settings), registry=self.registry)
             if settings.scrape:
                 await self._adopt_instances()
-                self._spawn("snapshots", self._buffer.run)
-                self._spawn("scrape", self.scheduler.run)
-            self._spawn("rollouts", self.manager.run)
-            self._spawn("local fleets", self._supervision.run)
-            self._spawn("housekeeping", self._keep_house)
+                self._background.spawn("snapshots", self._buffer.run)
+                self._background.spawn("scrape", self.scheduler.run)
+            self._background.spawn("rollouts", self.manager.run)
+            self._background.spawn("local fleets", self._supervision.run)
+            self._background.spawn("housekeeping", Housekeeping(self._history, self.store).run)
             if settings.metrics_port is not None:
                 self._metrics_server, _ = start_http_server(settings.metrics_port, addr=settings.host, registry=self.registry)
             await self._server.start()
@@ -190,9 +169,7 @@ class App:
         if self._server is not None:
             await self._server.stop(self.settings.drain_seconds if grace is None else grace)
         await self.manager.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.stop()
         metrics_server: Any = getattr(self, "_metrics_server", None)
         if metrics_server is not None:
             metrics_server.shutdown()
@@ -238,20 +215,6 @@ class App:
             schema_version=REVISIONS[-1],  # opening the store brought it there
         )
 
-    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run for as long as the app does. A defect is logged and the work begun anew: the others must go on."""
-
-        async def forever() -> None:
-            while True:
-                try:
-                    await work()
-                    return
-                except Exception as error:
-                    _log.error("background work failed; begun anew", work=name, exc_info=error)
-                    await asyncio.sleep(_RESTART_SECONDS)
-
-        self._tasks.append(asyncio.create_task(forever(), name=name))
-
     async def _adopt_instances(self) -> None:
         for instance in await all_instances(self.store):
             self.scheduler.add(instance)
@@ -274,29 +237,6 @@ class App:
 
     async def _failed(self, instance: Instance, error: CollectError) -> None:
         _log.warning("scrape failed", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
-
-    async def _keep_house(self) -> None:
-        while True:
-            await self._tidy_up(time.time())
-            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-
-    async def _tidy_up(self, now: float) -> None:
-        """Each step by itself: one that always fails must not keep the others from being done."""
-        for name, step in (("history", self._tidy_history), ("requests", self._prune_requests)):
-            try:
-                await step(now)
-            except PerfServiceError as error:
-                _log.warning("housekeeping failed", step=name, reason=error.reason.value, error=error.message)
-            except Exception as error:
-                _log.error("housekeeping failed", step=name, exc_info=error)
-
-    async def _tidy_history(self, now: float) -> None:
-        tidied = await self._history.tidy(now)
-        if tidied.thinned or tidied.pruned:
-            _log.debug("history tidied", thinned=tidied.thinned, pruned=tidied.pruned)
-
-    async def _prune_requests(self, now: float) -> None:
-        await self.store.prune_requests(before=now - _REQUESTS_KEPT_SECONDS)
 
 
 def history_policy(settings: Settings) -> HistoryPolicy:
@@ -323,58 +263,6 @@ def server_options(settings: Settings) -> ServerOptions:
         reflection=settings.reflection,
         admin_port=settings.admin_port,
     )
-
-
-class _Log:
-    """A stream whose trouble (a full disk, a reader that has gone) must not fail the call that is told of: lines are lost instead."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it has been closed
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
-
-
-def configure_logging(settings: Settings) -> None:
-    """One line for each event, on standard error, with what was bound to the call."""
-    level = getattr(logging, settings.log_level.upper())
-    renderer: Any = structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    ends: list[Any] = [structlog.processors.format_exc_info, _without_secrets, renderer]
-    # The lower floors and the libraries log the standard way: the same lines come of it. Libraries tell every step at INFO, which is
-    # nobody's concern here.
-    stream: Any = _Log(sys.stderr)
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
-        )
-    )
-    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
-    structlog.configure(
-        processors=[*shared, *ends],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=False,
-    )
-
-
-def _without_secrets(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Errors of the libraries below name the URLs they were given."""
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = redacted(value)
-    return event
 
 
 def _features(settings: Settings) -> list[str]:

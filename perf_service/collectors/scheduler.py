@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -37,6 +38,18 @@ class Clock(Protocol):
     def time(self) -> float:
         """Unix seconds, stamped on snapshots."""
         ...
+
+
+class WallClock:
+    """The `Clock` of this host."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Unix seconds."""
+        return time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +142,7 @@ class ScrapeScheduler:
         free = min(self._concurrency - len(self._tasks), _STARTED_AT_ONCE)
         keys = self._schedule.due(self._clock.monotonic(), free) if free > 0 else []
         for key in keys:
-            task = asyncio.create_task(self._scrape(self._instances[key]), name=f"scrape {key}")
+            task = asyncio.create_task(self._scrape(self._instances[key], self._schedule.registration(key)), name=f"scrape {key}")
             self._tasks.add(task)
             task.add_done_callback(self._finished)
         return len(keys)
@@ -156,7 +169,7 @@ class ScrapeScheduler:
         if was_full or (due is not None and due < self._wake_at):
             self._changed.set()
 
-    async def _scrape(self, instance: Instance) -> None:
+    async def _scrape(self, instance: Instance, registration: int) -> None:
         is_ok = False
         try:
             snapshot = await self._source.snapshot(instance, self._clock.time())
@@ -170,7 +183,7 @@ class ScrapeScheduler:
         finally:
             self._succeeded += is_ok
             self._failed += not is_ok
-            self._schedule.done(instance.instance_id, self._clock.monotonic(), is_ok)
+            self._schedule.done(instance.instance_id, self._clock.monotonic(), is_ok, registration)
 
     async def _fail(self, instance: Instance, error: CollectError) -> None:
         if self._on_failure is None:

@@ -1,4 +1,4 @@
-"""What the app does in the background."""
+"""What runs for as long as the service does."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from perf_service.app import App
+from perf_service.background import Housekeeping
 from perf_service.models.errors import ErrorReason, StoreError
-from perf_service.settings import load_settings
 
 
 @pytest.mark.parametrize("trouble", [StoreError(ErrorReason.INTERNAL, "damaged"), RuntimeError("a defect")])
@@ -23,7 +22,5 @@ async def test_a_step_of_housekeeping_that_fails_does_not_keep_the_others_from_b
             pruned.append(before)
             return 0
 
-    app = App(load_settings(), cast("Any", Broken()), cast("Any", None))
-    app._history = cast("Any", Broken())
-    await app._tidy_up(1_000_000.0)
+    await Housekeeping(cast("Any", Broken()), cast("Any", Broken())).tidy_up(1_000_000.0)
     assert len(pruned) == 1
