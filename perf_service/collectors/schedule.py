@@ -18,8 +18,10 @@ class _Target:
     interval: float
     due: float
     generation: int
+    registration: int
     failures: int = 0
     is_running: bool = False
+    is_hurried: bool = False  # while it was running
 
 
 class Schedule:
@@ -48,7 +50,7 @@ class Schedule:
         if not interval_seconds > 0 or math.isinf(interval_seconds):
             raise ValueError(f"interval_seconds must be positive and finite, not {interval_seconds}")
         self._generation += 1
-        self._targets[key] = _Target(interval_seconds, now + self._rng.random() * interval_seconds, self._generation)
+        self._targets[key] = _Target(interval_seconds, now + self._rng.random() * interval_seconds, self._generation, self._generation)
         self._push(key)
 
     def remove(self, key: str) -> None:
@@ -56,9 +58,14 @@ class Schedule:
         self._targets.pop(key, None)
 
     def hurry(self, key: str, now: float) -> None:
-        """Make a target due now and forget its failures, as after a restart that was asked for."""
+        """Make a target due now and forget its failures, as after a restart that was asked for.
+
+        One that is being scraped is due again as soon as that is done: the scrape may be of the time before, or hang on what is gone.
+        """
         target = self._targets.get(key)
-        if target is not None and not target.is_running:
+        if target is not None and target.is_running:
+            target.is_hurried = True
+        elif target is not None:
             self._generation += 1
             target.due, target.failures, target.generation = now, 0, self._generation
             self._push(key)
@@ -74,13 +81,22 @@ class Schedule:
                 keys.append(key)
         return keys
 
-    def done(self, key: str, now: float, succeeded: bool) -> None:
-        """Report a scrape and plan the target's next one. A target that was removed or begun anew meanwhile is passed over."""
+    def registration(self, key: str) -> int:
+        """Which `add` a target is of, to tell its scrapes from those of an earlier one. Raises KeyError for an unknown target."""
+        return self._targets[key].registration
+
+    def done(self, key: str, now: float, succeeded: bool, registration: int | None = None) -> None:
+        """Report a scrape and plan the target's next one. A target that was removed or begun anew meanwhile is passed over.
+
+        Without the `registration` that the scrape was begun for, an old one's end is taken for that of a new one under way.
+        """
         target = self._targets.get(key)
-        if target is None or not target.is_running:
+        if target is None or not target.is_running or registration not in (None, target.registration):
             return
         target.is_running = False
-        if succeeded:
+        if target.is_hurried:
+            target.is_hurried, target.failures, target.due = False, 0, now
+        elif succeeded:
             target.failures = 0
             beats = max(1, math.ceil((now - target.due) / target.interval))
             target.due += beats * target.interval

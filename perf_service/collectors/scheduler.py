@@ -186,7 +186,7 @@ class ScrapeScheduler:
             self._schedule.done(instance.instance_id, self._clock.monotonic(), is_ok, registration)
 
     async def _fail(self, instance: Instance, error: CollectError) -> None:
-        if self._on_failure is None:
+        if self._on_failure is None or self._instances.get(instance.instance_id) is not instance:
             return
         with contextlib.suppress(Exception):
             await self._on_failure(instance, error)

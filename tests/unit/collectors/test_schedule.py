@@ -92,11 +92,35 @@ def test_hurry_makes_due_now() -> None:
     schedule = Schedule(random.Random(1))
     schedule.add("a", 10.0, 0.0)
     schedule.due(10.0, 1)
-    schedule.hurry("a", 10.0)  # is being scraped already
     schedule.done("a", 10.0, False)
     schedule.hurry("a", 11.0)
     schedule.hurry("unknown", 11.0)
     assert schedule.due(11.0, 5) == ["a"]
+
+
+def test_hurry_is_not_lost_on_a_scrape_that_hangs_on_what_is_gone() -> None:
+    schedule = Schedule(random.Random(1))
+    schedule.add("a", 10.0, 0.0)
+    schedule.due(10.0, 1)
+    schedule.hurry("a", 12.0)
+    assert schedule.due(13.0, 1) == []  # never twice at a time
+    schedule.done("a", 20.0, False)
+    assert schedule.due(20.0, 1) == ["a"]
+    schedule.done("a", 21.0, False)
+    assert schedule.due(30.0, 1) == []  # and then the usual back-off
+
+
+def test_the_end_of_an_earlier_registrations_scrape_is_not_taken_for_the_present_ones() -> None:
+    schedule = Schedule(random.Random(1))
+    schedule.add("a", 10.0, 0.0)
+    old = schedule.registration("a")
+    schedule.due(10.0, 1)
+    schedule.add("a", 10.0, 10.0)
+    assert schedule.due(20.0, 1) == ["a"]
+    schedule.done("a", 21.0, True, old)
+    assert schedule.due(100.0, 1) == []  # the present one's scrape still runs
+    schedule.done("a", 101.0, True, schedule.registration("a"))
+    assert schedule.due(200.0, 1) == ["a"]
 
 
 @pytest.mark.parametrize("interval", [0.0, -1.0, math.nan, math.inf])

@@ -166,6 +166,29 @@ async def test_a_removed_instance_is_not_reported_any_more() -> None:
     assert bench.seen == []
 
 
+async def test_one_that_is_registered_anew_is_never_scraped_twice_at_a_time() -> None:
+    """The first registration's scrape hangs, the second one's too; the first one's end frees nothing of the second."""
+    bench = Bench()
+    first, second = asyncio.Event(), asyncio.Event()
+    bench.source.hung["a"] = first
+    bench.scheduler.add(instance("a"))
+    await bench.step(10.0)
+    bench.source.hung["a"] = second
+    bench.source.failing["a"] = CollectError(ErrorReason.ENDPOINT_TIMEOUT, "gone")
+    bench.scheduler.add(instance("a"))
+    await bench.step(10.0)
+    assert bench.scheduler.counts.running == 2
+    first.set()
+    await bench.settle()
+    assert bench.failures == []  # of what is registered no more
+    for _ in range(10):
+        await bench.step(10.0)
+        assert bench.scheduler.counts.running == 1
+    second.set()
+    await bench.settle()
+    assert len(bench.failures) == 1
+
+
 async def test_the_task_wakes_for_new_instances_and_stops_when_cancelled() -> None:
     bench = Bench()
     async with running(bench):
