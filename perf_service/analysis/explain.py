@@ -38,6 +38,9 @@ def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) 
     engine = facts.engine
     limit, budget, memory = SEQUENCE_LIMIT[engine], TOKEN_BUDGET[engine], MEMORY_SHARE[engine]
     prefix = "remove --disable-radix-cache" if engine is Engine.SGLANG else "set enable_prefix_caching"
+    cap = facts.config.number("long_prefill_token_threshold")
+    if cap and (facts.token_budget is None or cap < facts.token_budget):
+        budget = "long_prefill_token_threshold"  # the smaller of the two cuts the prompts
     texts = {
         Cause.BATCH_LIMIT: f"Raise {limit}: requests wait for a place while KV cache is free.",
         Cause.KV_EXHAUSTED: f"Give the KV cache more room ({memory}, an fp8 KV cache after a quality check, more GPUs) "

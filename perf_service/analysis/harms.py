@@ -12,7 +12,7 @@ from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm, ramp
 from perf_service.analysis.facts import Facts
 from perf_service.models.analysis import Cause, SLOState, SLOStatus, Verdict
-from perf_service.models.metrics import Hist
+from perf_service.models.metrics import Engine, Hist
 from perf_service.models.slo import Comparison
 
 
@@ -29,6 +29,8 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
     if before and facts.prefill is not None and (_within_a_step(facts) or _busy_beside_idle_frontend(facts)):
         own = phase.own_prefill_share(facts)
         prefill, decode, before = prefill + own * before, decode + (1.0 - own) * before, 0.0
+    if decode and prefill and facts.engine is Engine.VLLM and phase.own_prefill_share(facts) < t.OWN_SHARE_MIN.value:
+        decode, prefill = decode + prefill, 0.0  # a short prompt takes as long as the steps of those that decode do
     if not queued:
         prefill, queue = prefill + queue, 0.0
     else:
@@ -63,9 +65,7 @@ def _within_a_step(facts: Facts) -> bool:
 def _busy_beside_idle_frontend(facts: Facts) -> bool:
     """Whether the time before the scheduler passes beside a busy engine and an API process that has little to do."""
     cores, running = facts.cpu_cores, facts.running_mean
-    tail = facts.window.quantile(Hist.ITL_SECONDS, 0.99)
-    step = max(facts.prefill or 0.0, facts.itl or 0.0, tail.value if tail is not None else 0.0)
-    if (facts.preschedule or 0.0) > t.STALL_STEPS.value * step:
+    if (facts.preschedule or 0.0) > t.STALL_STEPS.value * max(facts.prefill or 0.0, facts.itl or 0.0):
         return False  # nobody waits so long for a step of this engine
     return cores is not None and cores < t.CPU_SPARE.value and running is not None and running >= t.BATCH_BUSY.value
 
@@ -159,7 +159,11 @@ def _overload(facts: Facts, statuses: Sequence[SLOStatus]) -> float:
 def _ignorance(facts: Facts) -> float:
     """Belief left to reasons that no rule names: large where the page tells little."""
     known = (facts.kv is not None) + (facts.queue is not None) + (facts.prefill is not None) + (facts.running is not None)
-    return (0.8, 0.5, 0.3, 0.15, 0.05)[known]
+    return max((0.8, 0.5, 0.3, 0.15, 0.05)[known], _UNSEEN_IGNORANCE if queue_weights.queue_unseen(facts) else 0.0)
+
+
+_UNSEEN_IGNORANCE = 0.4
+"""Queue times tell of a queue that no scrape saw: what held it is not seen either."""
 
 
 def _unknown_candidates(facts: Facts) -> tuple[Candidate, ...]:

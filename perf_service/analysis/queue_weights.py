@@ -28,10 +28,20 @@ def kv_weight(facts: Facts) -> float:
     if need is not None and need >= t.KV_NEED_FULL.value:
         return 0.7
     if peak is not None and facts.kv is not None and facts.kv.nonzero_share > 0:
-        return 0.02 + 0.4 * ramp(peak, t.KV_FREE_MAX.value, t.KV_FULL.value)
+        used = 0.02 + 0.4 * ramp(peak, t.KV_FREE_MAX.value, t.KV_FULL.value)
+        return max(used, 0.85 * ramp(_room_for(facts, peak), t.ROOM_FOR_TWO.value, 1.0))
     if need is not None:
         return 0.02 + 0.3 * ramp(need, 0.5, t.KV_NEED_FULL.value)
     return 0.02 if peak is not None else 0.2
+
+
+def _room_for(facts: Facts, peak: float) -> float:
+    """How many more requests of the mean length fit into what is left of the KV cache at its fullest; they take whole blocks."""
+    gauge, prompt, output = facts.window.gauge(Gauge.KV_CAPACITY_TOKENS), facts.prompt_tokens, facts.output_tokens
+    if gauge is None or gauge.mean <= 0 or prompt is None or output is None or facts.window.replicas > 1:
+        return math.inf
+    block = facts.config.number("block_size") or facts.config.number("page_size") or 1.0
+    return (1.0 - peak) * gauge.mean / (block * math.ceil((prompt + output) / block))
 
 
 def prefill_saturation(facts: Facts) -> float:
@@ -48,7 +58,9 @@ def prefill_saturation(facts: Facts) -> float:
         # The told budget says how many prompts a full step touches; fewer in prefill means steps that were not full.
         left = max(1.0, budget - max(0.0, (running or 0.0) - occupancy))
         return ramp(occupancy / (1.0 + left / prompt), 0.6, 0.9)
-    found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value) * ramp(steps.prompt_part(facts), 0.15, 0.4)
+    # A prompt that takes one step of those that decode anyway holds nobody up, unless prompts are most of that step.
+    low, high = (0.3, 0.6) if steps.chunks(facts).most < 2.0 else (0.15, 0.4)
+    found = ramp(occupancy, 0.8, t.PREFILL_SATURATED.value) * ramp(steps.prompt_part(facts), low, high)
     if facts.busy_seconds is None and facts.running_occupancy is None and steps.chunks(facts).least >= t.CUT_MIN.value:
         found = max(found, 0.6)  # without times the occupancy is only that of a scrape or two; prompts are cut all the same
     # Totals since the start mix what came before: one that runs alone now may be in its prefill all the time.
@@ -98,6 +110,8 @@ def batch_weight(facts: Facts, saturation: float) -> float:
         base = 0.3
     if _alone_on_one_page(facts):
         base *= 0.5  # hardly anybody sets a limit of one
+    if queue_unseen(facts):
+        base *= 0.5
     occupancy = facts.prefill_occupancy
     if occupancy is None:
         # One at a time: hardly anybody sets a limit of one, while a prompt that takes many steps looks just so.
@@ -108,6 +122,12 @@ def batch_weight(facts: Facts, saturation: float) -> float:
     if pinning is not None and pinning.limit <= 1:
         return base * (1.0 - 0.65 * saturation)  # one at a time: a limit of one looks just the same
     return base * (1.0 - saturation * (0.6 + 0.35 * ramp(in_prefill, 0.2, 0.7)))
+
+
+def queue_unseen(facts: Facts) -> bool:
+    """Whether requests ran at the scrapes and none of them saw any waiting: those that did may have waited for anything."""
+    running, waiting = facts.running, facts.waiting
+    return running is not None and waiting is not None and running.max > 0 and waiting.max <= 0
 
 
 def held_beside_prefill(facts: Facts) -> float:

@@ -266,9 +266,17 @@ def imbalance(facts: Facts, loads: Mapping[str, Mapping[Gauge, GaugeStats]]) -> 
     if mean <= 0 or top / mean < min(t.IMBALANCE_RATIO.value, 0.8 * len(sums)) or top - mean < t.IMBALANCE_EXCESS.value:
         return None
     queued = waiting is not None and waiting.mean >= t.WAITING_GAUGE_MIN.value
-    detail = f"{name} has {number(top)} requests running or waiting, the mean of {len(sums)} is {number(mean)}."
+    kind = "rank " if loads is facts.window.ranks else ""
+    detail = f"{kind}{name} has {number(top)} requests running or waiting, the mean of {len(sums)} is {number(mean)}."
     evidence = tuple(
-        fact(facts, "running_and_waiting_requests", "mean", value, f"{rank}: {number(value)} requests running or waiting.", unit="requests")
+        fact(
+            facts,
+            "running_and_waiting_requests",
+            "mean",
+            value,
+            f"{kind}{rank}: {number(value)} requests running or waiting.",
+            unit="requests",
+        )
         for rank, value in sorted(sums.items(), key=lambda item: -item[1])[:8]
     )
     return finding(

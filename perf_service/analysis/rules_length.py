@@ -53,6 +53,9 @@ def head_of_line(facts: Facts) -> Candidate:
         return Candidate(Cause.HEAD_OF_LINE_BLOCKING, 0.0)
     weight = 0.9 * ramp(found.short_share, 0.5 * t.PROMPT_SHORT_SHARE.value, t.PROMPT_SHORT_SHARE.value)
     weight *= (0.2 if facts.window.lifetime else 1.0) * ramp(found.long_tokens, 0.5 * t.PROMPT_LONG.value, t.PROMPT_LONG.value)
+    cap = facts.config.number("long_prefill_token_threshold")
+    if cap and cap <= t.PROMPT_SHORT_RATIO.value * found.long_tokens:
+        weight *= 0.3  # long prompts give way already
     text = f"{found.short_share:.0%} of the requests are short beside prompts of about {found.long_tokens:.0f} tokens, and wait for them."
     evidence = (
         fact(facts, "prompt_tokens", "share of short", found.short_share, text, threshold=t.PROMPT_SHORT_SHARE.value, unit="ratio"),

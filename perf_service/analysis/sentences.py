@@ -92,7 +92,27 @@ def _prefill(facts: Facts) -> str:
         return "computing the prompts is the limit"
     of = f" of the {seconds(facts.ttft)} to the first token" if facts.ttft and facts.prefill <= facts.ttft else ""
     what = f"a prompt of {number(facts.computed_tokens)} tokens" if facts.computed_tokens is not None else "a prompt"
-    return f"computing {what} (prefill) takes {seconds(facts.prefill)}{of}"
+    return f"computing {what} (prefill) takes {seconds(facts.prefill)}{of}{_beside_answers(facts)}{_before_the_step(facts)}"
+
+
+_STEPS_SHARED = 0.7
+"""A prompt's own share of the steps that compute it, below which the answers in them are worth a word."""
+
+
+def _beside_answers(facts: Facts) -> str:
+    running = facts.running_mean
+    if running is None or phase.own_prefill_share(facts) >= _STEPS_SHARED:
+        return ""
+    pace = f" of {seconds(facts.itl)}" if facts.itl else ""
+    return f", as it shares the steps{pace} with {number(running)} requests{together(facts)}, most of which decode"
+
+
+def _before_the_step(facts: Facts) -> str:
+    """Where a good part of the first token's time passes before the engine looks at the request."""
+    before = facts.preschedule
+    if facts.engine is Engine.TGI or not before or not facts.ttft or before < t.PREFILL_SHARE_MIN.value * facts.ttft:
+        return ""
+    return f"; {seconds(before)} pass before, mostly until the step that runs is over"
 
 
 def _decode(facts: Facts) -> str:

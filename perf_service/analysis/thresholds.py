@@ -40,6 +40,7 @@ SCRAPES_TELLING: Final = Threshold(5.0, "scrapes", "a queue that empties half th
 
 KV_FREE_MAX: Final = Threshold(0.8, "ratio", "below it KV cache is not why requests wait (llm-d saturation threshold 0.80)")
 KV_FULL: Final = Threshold(0.95, "ratio", "within one request of a full pool on small pools; SGLang docs expect > 0.9 in use")
+ROOM_FOR_TWO: Final = Threshold(2.0, "requests", "two more fit: a pool with room for less is full whenever one of them is longer")
 KV_NEED_FULL: Final = Threshold(0.85, "ratio", "Little's law estimate of occupied blocks; the mean leaves room for the peaks")
 PREEMPTIONS_PER_REQUEST: Final = Threshold(0.02, "ratio", "vLLM docs: frequent preemption; below 2 % the tail hides it")
 PREEMPTIONS_PATHOLOGICAL: Final = Threshold(0.1, "ratio", "one request in ten is computed twice")
@@ -65,6 +66,7 @@ CUT_MIN: Final = Threshold(1.5, "steps", "steps per prompt at least: a prompt do
 WHOLE_PROMPTS: Final = Threshold(1.3, "prompts", "prompts that end in one step; a budget that cuts each prompt ends one at a time")
 CHUNKS_MANY: Final = Threshold(4.0, "steps", "steps for one prompt from which the fixed cost per step matters")
 PREFILL_SHARE_MIN: Final = Threshold(0.4, "ratio", "share of TTFT that makes prefill the phase to look at")
+OWN_SHARE_MIN: Final = Threshold(0.25, "ratio", "a prompt's share of its steps; with less the batch that decodes sets their length")
 SECOND_SAVING_MIN: Final = Threshold(0.08, "ratio", "share of a request's service that a second cure saves, to be worth naming")
 PREFILL_SERVICE_SHARE: Final = Threshold(
     0.2, "ratio", "share of the time in the engine that prefill takes, to name it beside another cause"

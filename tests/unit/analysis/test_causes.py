@@ -115,3 +115,56 @@ def test_a_small_told_budget_is_the_second_cause_behind_a_limit(window: Make) ->
     made = window(means, gauges, requests=290, config={"max_num_seqs": 3, "max_num_batched_tokens": 48})
     causes = [b.cause for b in AnalysisEngine().analyze(made).bottlenecks if b.symptom_of is None]
     assert causes[:2] == [Cause.BATCH_LIMIT, Cause.TOKEN_BUDGET_TOO_SMALL]
+
+
+def test_a_tiny_prompt_among_many_that_decode_is_no_prefill_at_its_limit(window: Make) -> None:
+    """TTFT is some steps of a large batch: its length is the batch's, not the prompt's."""
+    means = {
+        Hist.TTFT_SECONDS: 0.5, Hist.QUEUE_SECONDS: 0.0, Hist.PREFILL_SECONDS: 0.16, Hist.DECODE_SECONDS: 7.0, Hist.INFERENCE_SECONDS: 7.16,
+        Hist.E2E_SECONDS: 7.5, Hist.PROMPT_TOKENS: 12.0, Hist.GENERATION_TOKENS: 130.0, Hist.ITL_SECONDS: 0.054,
+    }  # fmt: skip
+    gauges = {Gauge.RUNNING_REQUESTS: [36] * 6, Gauge.WAITING_REQUESTS: [0] * 6}
+    found = AnalysisEngine().analyze(window(means, gauges, {Counter.PROCESS_CPU_SECONDS: 6.0}, requests=300))
+    assert {b.cause for b in found.bottlenecks if b.symptom_of is None} == {Cause.DECODE_BOUND}
+
+
+LARGE_BATCH = {
+    Hist.TTFT_SECONDS: 2.1,
+    Hist.QUEUE_SECONDS: 1.95,
+    Hist.PREFILL_SECONDS: 0.07,
+    Hist.DECODE_SECONDS: 4.1,
+    Hist.INFERENCE_SECONDS: 4.17,
+    Hist.E2E_SECONDS: 6.2,
+    Hist.PROMPT_TOKENS: 87.0,
+    Hist.GENERATION_TOKENS: 79.0,
+    Hist.ITL_SECONDS: 0.053,
+}
+
+
+def test_one_prompt_in_each_step_of_a_large_batch_is_no_saturated_prefill(window: Make) -> None:
+    """64 places taken while others wait: a prompt in each step is what they come at, not what they wait for."""
+    gauges = {Gauge.RUNNING_REQUESTS: [60, 64], Gauge.WAITING_REQUESTS: [20, 40], Gauge.KV_CACHE_USAGE_RATIO: [0.05, 0.05]}
+    assert root(window(LARGE_BATCH, gauges, requests=860)) is Cause.BATCH_LIMIT
+
+
+def test_a_queue_that_no_scrape_saw_makes_nobody_sure_of_a_limit(window: Make) -> None:
+    gauges = {Gauge.RUNNING_REQUESTS: [60, 64], Gauge.WAITING_REQUESTS: [0, 0], Gauge.KV_CACHE_USAGE_RATIO: [0.05, 0.05]}
+    found = AnalysisEngine().analyze(window(LARGE_BATCH, gauges, requests=860)).bottlenecks[0]
+    assert found.cause is not Cause.BATCH_LIMIT or found.confidence_ratio < 0.6
+
+
+def test_a_pool_without_room_for_two_more_is_nearly_full(window: Make) -> None:
+    """12 % free are five blocks of 41, and a request takes four."""
+    means = {**LARGE_BATCH, Hist.PROMPT_TOKENS: 394.0, Hist.GENERATION_TOKENS: 90.0}
+    gauges = {Gauge.RUNNING_REQUESTS: [8, 9], Gauge.WAITING_REQUESTS: [6, 7], Gauge.KV_CACHE_USAGE_RATIO: [0.878, 0.878]}
+    small, large = (
+        AnalysisEngine().analyze(window(means, {**gauges, Gauge.KV_CAPACITY_TOKENS: [size] * 2}, config={"block_size": 128}))
+        for size in (5248, 52480)
+    )
+    assert small.cause_confidences[Cause.KV_EXHAUSTED] > 1.5 * large.cause_confidences[Cause.KV_EXHAUSTED]
+
+
+def test_long_prompts_that_give_way_already_hold_up_nobody(window: Make) -> None:
+    mixed = prompts(0, 10, 30, 10, 0, 0, 0, 50, 0)
+    given = window(SLOW_FIRST, histograms={Hist.PROMPT_TOKENS: mixed}, config={"long_prefill_token_threshold": 128})
+    assert root(given) is not Cause.HEAD_OF_LINE_BLOCKING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -69,3 +70,11 @@ def test_counts_of_a_fleet_are_told_as_what_they_are() -> None:
 
 def test_every_cause_is_told_one_way_or_the_other() -> None:
     assert set(_SENTENCES) | set(TITLES) | {Cause.UNKNOWN} == set(Cause) == set(NAMES)
+
+
+def test_a_short_prompt_in_shared_steps_is_told_as_that() -> None:
+    alone = full()
+    beside = replace(alone, running_occupancy=30.0, computed_tokens=40.0, itl=0.03, ttft=0.4, queue=0.0, prefill=0.1)
+    text = sentence(Cause.PREFILL_COMPUTE, beside, attribution.PREFILL)
+    assert "shares the steps of 30.0 ms with 30.0 requests, most of which decode; 300 ms pass before" in text
+    assert "shares" not in sentence(Cause.PREFILL_COMPUTE, alone, attribution.PREFILL)
