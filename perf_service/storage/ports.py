@@ -1,4 +1,4 @@
-"""What the floors above need of a store, as small Protocols. One conformance suite runs against every implementation.
+"""What the floors above need of a store, as small Protocols. The same tests run against every implementation.
 
 All methods are coroutines; every mutation is one transaction. Times are unix seconds and passed in, except leases, which use the
 store's own clock so that servers with different clocks agree.

@@ -134,11 +134,11 @@ async def started(store: SqlStore, build: Build) -> Workflow:
 
 
 @pytest.fixture
-def ended(build: Build) -> Callable[[Workflow], tuple[Workflow, list[Event]]]:
+def end(build: Build) -> Callable[[Workflow], tuple[Workflow, list[Event]]]:
     """A workflow's last state, with its event."""
 
-    def end(workflow: Workflow) -> tuple[Workflow, list[Event]]:
+    def ended(workflow: Workflow) -> tuple[Workflow, list[Event]]:
         events = build.events(workflow.workflow_id, workflow.last_sequence + 1, status=WorkflowStatus.COMPLETED)
         return replace(workflow, status=WorkflowStatus.COMPLETED), events
 
-    return end
+    return ended
