@@ -89,7 +89,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         code = _command().main(args=arguments, prog_name="perf-service", standalone_mode=False)
     except _UsageBase as error:
         # A group without a command has printed its help: there is nothing to add.
-        if said := error.format_message().strip():  # type: ignore[attr-defined]
+        # What a newer typer's own types say of a value begins with how they found out.
+        if said := error.format_message().strip().replace("Value error, ", ""):  # type: ignore[attr-defined]
             complain(f"{said} (see: perf-service --help)")
         return int(getattr(error, "exit_code", FAILED))
     except (typer.Abort, KeyboardInterrupt):

@@ -24,7 +24,8 @@ def service(options: PackOptions) -> str:
 def looked_up(options: PackOptions, metric: str, operation: str, form: str) -> str:
     """Another recorded series of the same replica. `form` is a template function or a printf format; "?" where it is absent."""
     shown = form if form.startswith("humanize") else f'printf "{form}"'
-    selector = f"{recorded(metric, operation)}{{pack='{options.pack}',job='%s',instance='%s'}}"
+    # %q writes a label's value as PromQL reads it, with whatever quotes and backslashes there are in it.
+    selector = f"{recorded(metric, operation)}{{pack='{options.pack}',job=%q,instance=%q}}"
     return (
         f'{{{{ with printf "{selector}" $labels.job $labels.instance | query }}}}'
         f"{{{{ . | first | value | {shown} }}}}{{{{ else }}}}?{{{{ end }}}}"

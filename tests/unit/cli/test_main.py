@@ -67,3 +67,10 @@ def test_interrupted_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(doctor, "read_pages", interrupted)
     assert run(["doctor", "page.prom"]) == main.INTERRUPTED
     assert capsys.readouterr().err == "perf-service: interrupted\n"
+
+
+def test_a_value_that_is_none_of_the_choices_is_told_without_how_that_was_found_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["alerts", "render", "--engine", "foo"]) == 2
+    said = capsys.readouterr().err
+    assert "'foo' is not one of 'vllm', 'sglang', 'tgi'" in said
+    assert "Value error" not in said
