@@ -31,6 +31,8 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         prefill, decode, before = prefill + own * before, decode + (1.0 - own) * before, 0.0
     if decode and prefill and facts.engine is Engine.VLLM and phase.own_prefill_share(facts) < t.OWN_SHARE_MIN.value:
         decode, prefill = decode + prefill, 0.0  # a short prompt takes as long as the steps of those that decode do
+    if rules_decode.drafts_wasted(facts) >= 0.5:
+        decode, prefill, before = decode + prefill + before, 0.0, 0.0  # drafts make each step longer, whoever is in it
     if not queued:
         prefill, queue = prefill + queue, 0.0
     else:

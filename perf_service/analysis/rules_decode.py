@@ -19,7 +19,7 @@ def candidates(facts: Facts) -> tuple[Candidate, ...]:
     # A batch that is too slow is slow at every token; spikes leave the median far below the mean.
     middle = facts.window.quantile(Hist.ITL_SECONDS, 0.5)
     steady = ramp(middle.value / facts.itl, 0.3, 0.7) if middle is not None and facts.itl else 1.0
-    decode = 0.7 * (1.0 - 0.8 * interference) * (0.3 + 0.7 * steady)
+    decode = 0.7 * (1.0 - 0.8 * interference) * (0.3 + 0.7 * steady) * (1.0 - 0.9 * drafts_wasted(facts))
     return tuple(
         candidate
         for candidate in (
@@ -123,6 +123,14 @@ def _cpu(facts: Facts) -> Candidate:
     return Candidate(Cause.CPU_OVERHEAD, weight, (), Verdict.TUNE, settle)
 
 
+def drafts_wasted(facts: Facts) -> float:
+    """How certain it is that speculation is nothing but cost: next to no draft token accepted, in many drafts."""
+    drafts, accepted = facts.window.delta(Counter.SPEC_DRAFTS), facts.window.delta(Counter.SPEC_ACCEPTED_TOKENS)
+    if not drafts or accepted is None or drafts < t.SPEC_DRAFTS_TELLING.value:
+        return 0.0
+    return ramp(accepted / drafts, t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, t.SPEC_ACCEPTED_PER_DRAFT_NONE.value)
+
+
 def _speculation(facts: Facts) -> Candidate:
     """Drafts that are rarely accepted never pay; in a large batch, where checking a draft token costs as much as making one, even
     fair ones do not."""
@@ -144,5 +152,6 @@ def _speculation(facts: Facts) -> Candidate:
         text += f", {rate:.0%} of those proposed"
         large = ramp(facts.running_mean or 0.0, 0.25 * t.LARGE_RUNNING.value, t.LARGE_RUNNING.value)
         weight = max(weight, large * (1.0 - ramp(rate, t.SPEC_RATE_LOW.value, 2 * t.SPEC_RATE_LOW.value)))
+    weight = max(weight, 2.0 * drafts_wasted(facts))
     evidence = (fact(facts, "spec_accepted_tokens", "per draft", per_draft, text + ".", threshold=limit, unit="tokens"),)
     return Candidate(Cause.SPECULATION_NOT_PAYING, weight, evidence, Verdict.TUNE, settle)

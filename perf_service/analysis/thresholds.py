@@ -92,6 +92,8 @@ BATCH_BUSY: Final = Threshold(4.0, "requests", "requests in the batch from which
 FORWARD_OCCUPANCY_LOW: Final = Threshold(0.7, "ratio", "SGLang fwd_occupancy: share of time in forward passes, with work queued")
 PRESCHEDULE_SHARE_MIN: Final = Threshold(0.5, "ratio", "share of TTFT before the scheduler saw the request")
 SPEC_ACCEPTED_PER_DRAFT_MIN: Final = Threshold(0.3, "tokens", "accepted tokens per draft; less does not repay the draft")
+SPEC_ACCEPTED_PER_DRAFT_NONE: Final = Threshold(0.05, "tokens", "accepted per draft; one in twenty pays for no draft")
+SPEC_DRAFTS_TELLING: Final = Threshold(500.0, "drafts", "so many and the accepted tokens per draft are known to some hundredths")
 SPEC_RATE_LOW: Final = Threshold(0.35, "ratio", "accepted over proposed draft tokens; most of the checking is thrown away")
 
 ERROR_RATIO: Final = Threshold(0.01, "ratio", "99 % success, the usual floor of an availability objective")

@@ -168,3 +168,12 @@ def test_long_prompts_that_give_way_already_hold_up_nobody(window: Make) -> None
     mixed = prompts(0, 10, 30, 10, 0, 0, 0, 50, 0)
     given = window(SLOW_FIRST, histograms={Hist.PROMPT_TOKENS: mixed}, config={"long_prefill_token_threshold": 128})
     assert root(given) is not Cause.HEAD_OF_LINE_BLOCKING
+
+
+@pytest.mark.parametrize(("accepted", "cause"), [(40.0, Cause.SPECULATION_NOT_PAYING), (5500.0, Cause.PREFILL_COMPUTE)])
+def test_drafts_that_are_never_accepted_cost_every_step(window: Make, accepted: float, cause: Cause) -> None:
+    """First token and tokens alike: each step checks the drafts of all that run. No objective on decoding need be missed."""
+    counters = {Counter.SPEC_DRAFTS: 6900.0, Counter.SPEC_DRAFT_TOKENS: 54_778.0, Counter.SPEC_ACCEPTED_TOKENS: accepted}
+    found = AnalysisEngine().analyze(window(SLOW_FIRST, {Gauge.RUNNING_REQUESTS: [2] * 5}, counters))
+    assert found.bottlenecks[0].cause is cause
+    assert (found.bottlenecks[0].confidence_ratio > 0.85) or cause is not Cause.SPECULATION_NOT_PAYING
