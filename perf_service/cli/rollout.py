@@ -212,61 +212,30 @@ def approve(
     _verb("ApproveWorkflow", request, server, timeout, output)
 
 
-@rollout.command("reject")
-def reject(
-    workflow_id: WorkflowArgument,
-    reason: Reason = "",
-    by: By = "",
-    request_id: RequestIdOption = "",
-    server: ServerOption = None,
-    timeout: TimeoutOption = 30.0,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """End a rollout that waits for approval; nothing has been changed."""
-    from perf_service.v1 import workflow_service_pb2 as pb
+def _plain(name: str, meaning: str) -> None:
+    """Register a verb that has nothing to say but who gives it and why."""
+    method = f"{name.capitalize()}Workflow"
 
-    request = pb.RejectWorkflowRequest(
-        workflow_id=workflow_id, reason=reason, principal=by or _login(), request_id=new_request_id(request_id)
-    )
-    _verb("RejectWorkflow", request, server, timeout, output)
+    @rollout.command(name, help=meaning)
+    def verb(
+        workflow_id: WorkflowArgument,
+        reason: Reason = "",
+        by: By = "",
+        request_id: RequestIdOption = "",
+        server: ServerOption = None,
+        timeout: TimeoutOption = 30.0,
+        output: OutputOption = Output.TABLE,
+    ) -> None:
+        from perf_service.v1 import workflow_service_pb2 as pb
 
-
-@rollout.command("pause")
-def pause(
-    workflow_id: WorkflowArgument,
-    reason: Reason = "",
-    by: By = "",
-    request_id: RequestIdOption = "",
-    server: ServerOption = None,
-    timeout: TimeoutOption = 30.0,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Stop forward moves; a rollback still happens when it must."""
-    from perf_service.v1 import workflow_service_pb2 as pb
-
-    request = pb.PauseWorkflowRequest(
-        workflow_id=workflow_id, reason=reason, principal=by or _login(), request_id=new_request_id(request_id)
-    )
-    _verb("PauseWorkflow", request, server, timeout, output)
+        message = getattr(pb, f"{method}Request")
+        request = message(workflow_id=workflow_id, reason=reason, principal=by or _login(), request_id=new_request_id(request_id))
+        _verb(method, request, server, timeout, output)
 
 
-@rollout.command("resume")
-def resume(
-    workflow_id: WorkflowArgument,
-    reason: Reason = "",
-    by: By = "",
-    request_id: RequestIdOption = "",
-    server: ServerOption = None,
-    timeout: TimeoutOption = 30.0,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Go on with a paused rollout."""
-    from perf_service.v1 import workflow_service_pb2 as pb
-
-    request = pb.ResumeWorkflowRequest(
-        workflow_id=workflow_id, reason=reason, principal=by or _login(), request_id=new_request_id(request_id)
-    )
-    _verb("ResumeWorkflow", request, server, timeout, output)
+_plain("reject", "End a rollout that waits for approval; nothing has been changed.")
+_plain("pause", "Stop forward moves; a rollback still happens when it must.")
+_plain("resume", "Go on with a paused rollout.")
 
 
 @rollout.command("promote")
@@ -289,23 +258,7 @@ def promote(
     _verb("PromoteWorkflow", request, server, timeout, output)
 
 
-@rollout.command("abort")
-def abort(
-    workflow_id: WorkflowArgument,
-    reason: Reason = "",
-    by: By = "",
-    request_id: RequestIdOption = "",
-    server: ServerOption = None,
-    timeout: TimeoutOption = 30.0,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """End a rollout and bring back what was there before."""
-    from perf_service.v1 import workflow_service_pb2 as pb
-
-    request = pb.AbortWorkflowRequest(
-        workflow_id=workflow_id, reason=reason, principal=by or _login(), request_id=new_request_id(request_id)
-    )
-    _verb("AbortWorkflow", request, server, timeout, output)
+_plain("abort", "End a rollout and bring back what was there before.")
 
 
 def _verb(method: str, request: Any, server: str | None, timeout: float, output: Output) -> None:
