@@ -46,6 +46,9 @@ def _analyzed(scenario: str, **config: int) -> Analysis:
         ("grammar_distinct", Cause.WAITING_NOT_CAPACITY),
         ("dp2_one_rank", Cause.REPLICA_IMBALANCE),
         ("long_no_chunking", Cause.HEAD_OF_LINE_BLOCKING),
+        ("spec_wasted", Cause.SPECULATION_NOT_PAYING),
+        ("chat_evicted", Cause.PREFIX_CACHE_THRASHING),
+        ("overload_prefill", Cause.PREFILL_COMPUTE),
     ],
 )
 def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> None:
@@ -76,6 +79,7 @@ def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> N
         "api2_light",
         "kv_edge_fits",
         "grammar_few",
+        "chat_kept",
     ],
 )
 def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
@@ -123,3 +127,8 @@ def test_requests_that_fail_inside_the_engine_are_counted_once() -> None:
 def test_one_page_alone_of_a_healthy_run_blames_no_flag(scenario: str) -> None:
     analysis = AnalysisEngine().analyze(snapshots_of(read_saved(HELD_OUT / scenario), scenario)[-1:], "vllm")
     assert analysis.verdict is not Verdict.TUNE
+
+
+def test_a_real_overload_asks_for_capacity_and_for_no_flag() -> None:
+    for config in ({}, {"max_num_seqs": 64, "max_num_batched_tokens": 2048}):
+        assert _analyzed("overload_prefill", **config).verdict is Verdict.SCALE
