@@ -14,13 +14,12 @@ import httpx
 
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.page import looks_like_html
-from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
+from perf_service.collectors.transport import NetworkPolicy, guarded_client
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.redaction import redacted
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
-CONNECT_TIMEOUT_SECONDS: Final = 3.0
 ACCEPT: Final = "text/plain;version=0.0.4,*/*;q=0.1"
 """The text format, and not OpenMetrics at a lower quality: prometheus_client, which vLLM and SGLang serve their page with, sends
 OpenMetrics as soon as it is named, whatever its quality (0.26, `choose_encoder`), with `_created` series that nobody reads and with
@@ -125,13 +124,7 @@ class Fetcher:
         client: httpx.AsyncClient | None = None,
     ) -> None:
         self.timeout = timeout
-        self.client = client or httpx.AsyncClient(
-            transport=LimitedTransport(policy or NetworkPolicy(), max_body_bytes),
-            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
-            follow_redirects=False,
-            trust_env=False,
-            headers={"Accept": ACCEPT, "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
-        )
+        self.client = client or guarded_client(ACCEPT, timeout, max_body_bytes=max_body_bytes, policy=policy)
 
     async def __aenter__(self) -> Fetcher:
         return self

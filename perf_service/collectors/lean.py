@@ -23,7 +23,6 @@ from perf_service.collectors.connection import Connection, ConnectionLostError
 from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.fetch import (
     ACCEPT,
-    CONNECT_TIMEOUT_SECONDS,
     DEFAULT_TIMEOUT_SECONDS,
     FetchedPage,
     check_body_of,
@@ -36,7 +35,7 @@ from perf_service.collectors.fetch import (
     unreachable,
 )
 from perf_service.collectors.http1 import BadResponseError, ResponseReader, UnreadableBodyError, decoded
-from perf_service.collectors.transport import KEEPALIVE_SECONDS, NetworkPolicy
+from perf_service.collectors.transport import CONNECT_TIMEOUT_SECONDS, KEEPALIVE_SECONDS, NetworkPolicy
 
 _MAX_ROUTES: Final = 20_000
 _RESOLVER_THREADS: Final = 16

@@ -32,6 +32,7 @@ DEFAULT_DENIED_NETWORKS: Final[tuple[_Network, ...]] = (
 """Link-local addresses: the metadata services of the clouds (the last one is Amazon's over IPv6)."""
 
 KEEPALIVE_SECONDS: Final = 60.0
+CONNECT_TIMEOUT_SECONDS: Final = 3.0
 _HTTPCORE_TO_HTTPX: Final[tuple[tuple[type[Exception], type[httpx.TransportError]], ...]] = (
     (httpcore.ConnectTimeout, httpx.ConnectTimeout),
     (httpcore.ReadTimeout, httpx.ReadTimeout),
@@ -129,6 +130,20 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name can have ("a..b")
             raise httpcore.ConnectError(f"{host} cannot be resolved: {getattr(error, 'strerror', None) or error}") from error
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def guarded_client(accept: str, timeout: float, *, max_body_bytes: int, policy: NetworkPolicy | None) -> httpx.AsyncClient:
+    """A client over `LimitedTransport` that asks for `accept`, follows no redirect and heeds no proxy of the environment.
+
+    `timeout` is in seconds, for each of its steps.
+    """
+    return httpx.AsyncClient(
+        transport=LimitedTransport(policy or NetworkPolicy(), max_body_bytes),
+        timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
+        follow_redirects=False,
+        trust_env=False,
+        headers={"Accept": accept, "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
+    )
 
 
 class LimitedTransport(httpx.AsyncBaseTransport):

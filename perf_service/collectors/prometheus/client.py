@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl, urlencode, urlunsplit
 import httpx
 
 from perf_service.collectors.fetch import (
-    CONNECT_TIMEOUT_SECONDS,
     EndpointStatusError,
     EndpointTimeoutError,
     EndpointUnreachableError,
@@ -22,7 +21,7 @@ from perf_service.collectors.fetch import (
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.prometheus.matchers import parse_matchers
 from perf_service.collectors.prometheus.matrix import read_matrix
-from perf_service.collectors.transport import LimitedTransport, NetworkPolicy
+from perf_service.collectors.transport import NetworkPolicy, guarded_client
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.fleet import PrometheusSource
 
@@ -97,13 +96,7 @@ class PrometheusClient:
     ) -> None:
         self.timeout = timeout
         self._max_body_bytes = max_body_bytes
-        self._client = client or httpx.AsyncClient(
-            transport=LimitedTransport(policy or NetworkPolicy(), max_body_bytes),
-            timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_SECONDS)),
-            follow_redirects=False,
-            trust_env=False,
-            headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "perf-service"},
-        )
+        self._client = client or guarded_client("application/json", timeout, max_body_bytes=max_body_bytes, policy=policy)
 
     async def __aenter__(self) -> PrometheusClient:
         return self
