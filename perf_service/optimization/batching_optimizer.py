@@ -127,7 +127,9 @@ class BatchingOptimizer:
     def _why_not_more(self, at: Situation, wanted: int, target: int, by_demand: bool) -> str:
         """Why the limit is raised to this value and no further, in words."""
         if target == wanted:
-            return f"{target} holds them with a quarter to spare" if by_demand else "one doubling at a time: no more demand was seen"
+            return (
+                f"{target} is enough for them, with a quarter to spare" if by_demand else "one doubling at a time: no more demand was seen"
+            )
         capacity, per_request = at.kv_capacity_tokens, at.tokens_per_request
         if capacity and per_request and target < self.max_batch_size:
             return f"limited to {target} by the KV cache: {capacity / per_request:.0f} requests of this length fit"

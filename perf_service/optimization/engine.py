@@ -94,7 +94,7 @@ class OptimizationEngine:
         goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None)
         weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []
         scored = [_with_losers(w.candidate) for w in weighed if w.candidate] if seen.windows else candidates
-        dropped = [c for c in scored if harmful(c, at.slo_targets)]
+        dropped = [c for c in scored if harmful(c, at.slo_targets) or _idle(c, seen, goals, at)]
         kept = sorted((c for c in scored if c not in dropped), key=_order(analysis, at))
         # A trade-off loses by design what the operator's objectives allow; it is no free gain and comes last.
         kept += self._trade_off(analysis, at, seen, goals)
@@ -152,9 +152,9 @@ class OptimizationEngine:
         return [o for o in proposals if not o.advice_only], advice
 
     def _trade_off(self, analysis: Analysis, at: Situation, seen: _Forecasts, goals: Objectives) -> list[Optimization]:
-        """Fewer sequences for a better ITL: only where the operator asked for ITL, and every objective is predicted to be met."""
+        """Fewer sequences for a better ITL: only where an ITL objective is missed, and every objective is predicted to be met."""
         root = next((b for b in relevant(analysis.bottlenecks) if b.cause is Cause.DECODE_BOUND), None)
-        wished = [f for f in goals.now if f.target.base_metric in ("itl", "tpot")]
+        wished = [f for f in goals.now if f.target.base_metric in ("itl", "tpot") and f.met is False]
         running = at.running_max
         if root is None or not wished or not running or not seen.windows:
             return []
@@ -292,9 +292,22 @@ def _order(analysis: Analysis, at: Situation) -> Callable[[Optimization], tuple[
 
 
 def _of_cause(option: PlanOption, candidate: Optimization, believed: float) -> PlanOption:
-    if option.note or believed - candidate.confidence_ratio < _LESS_LIKELY:
+    if option.note or candidate.needs_quality_gate or believed - candidate.confidence_ratio < _LESS_LIKELY:
         return option
     return replace(option, note="cures a less likely cause")
+
+
+def _idle(candidate: Optimization, seen: _Forecasts, goals: Objectives, at: Situation) -> bool:
+    """Whether a change is predicted to leave all as it is: no restart is worth that. Without throughput only half of it is seen."""
+    gained = benefit(candidate.effects, at.slo_targets)
+    if (
+        candidate.needs_quality_gate
+        or gained is None
+        or gained[0] > _ADDS
+        or not any(e.metric == "throughput_tokens_per_second" for e in candidate.effects)
+    ):
+        return False
+    return shortfall(goals.under(seen.of(tuple(candidate.config_changes))[1])) >= shortfall(goals.now) - TOLERANCE
 
 
 def _not_beside(both: Forecast, without: Forecast, candidate: Optimization, goals: Objectives, at: Situation) -> str:

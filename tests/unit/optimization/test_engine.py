@@ -296,10 +296,38 @@ def test_the_likelier_cause_is_cured_first() -> None:
     assert first(0.85) == "max_num_batched_tokens", "as likely, and it gains more"
 
 
+class OneIsEnough(Says):
+    """A forecaster to whom two cures bring no more than the better of them."""
+
+    def predict(self, *args: Any, **more: Any) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+        best = max(args[2], key=lambda c: self.ratios.get(c.parameter, 1.0), default=None)
+        before, after, effects = super().predict(args[0], args[1], (best,) if best else (), **more)
+        return before, replace(after, config=args[1].with_changes(tuple(args[2]))), effects
+
+
 def test_what_adds_nothing_beside_the_others_waits() -> None:
-    plan = OptimizationEngine(Says(watermark=1.5, gpu_memory_utilization=1.0)).generate_plan(without_cap(exhausted()))
+    plan = OptimizationEngine(OneIsEnough(watermark=1.5, gpu_memory_utilization=1.4)).generate_plan(without_cap(exhausted()))
     assert [c.parameter for c in plan.changes] == ["watermark"]
     assert any("gpu_memory_utilization" in o.title and "look again after them" in o.description for o in plan.advice)
+
+
+def test_a_restart_for_no_gain_is_not_proposed() -> None:
+    plan = OptimizationEngine(Says(num_gpu_blocks_override=1.0)).generate_plan(exhausted())
+    assert plan.empty
+    assert any(o.title.startswith("Not recommended") and "bring nothing here" in o.description for o in plan.advice)
+
+
+def test_fewer_sequences_are_no_answer_while_the_time_between_tokens_is_met() -> None:
+    """Decoding may be what takes the time, but the operator is content with it: a limit would only make requests wait."""
+    decoding = finding(BottleneckType.HIGH_LATENCY, Cause.DECODE_BOUND, Verdict.SCALE)
+    analysis = Analysis("i", Engine.VLLM, bottlenecks=(decoding,), window=overall("e_decode_bad"), engine_version="0.32.0")
+
+    def changes(itl: float) -> tuple[ConfigChange, ...]:
+        goals = [SLOTarget("itl", itl), SLOTarget("ttft", 60.0)]
+        return OptimizationEngine().generate_plan(analysis, {"max_num_seqs": 64}, slo_targets=goals).changes
+
+    assert changes(0.025), "54 ms are measured: missed"
+    assert changes(0.06) == ()
 
 
 def test_a_share_of_requests_within_a_bound_is_judged_by_the_quantile() -> None:

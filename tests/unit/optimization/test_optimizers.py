@@ -406,7 +406,7 @@ def test_the_reason_says_why_the_limit_is_raised_no_further() -> None:
         at = situation({"max_num_seqs": 2}, window=window)
         return change_of(BatchingOptimizer(256).generate_optimizations([queue], "vllm", situation=at)[0], "max_num_seqs").reason
 
-    assert "64 holds them with a quarter to spare" in reason()
+    assert "64 is enough for them, with a quarter to spare" in reason()
     capped = situation({"max_num_seqs": 2}, window=window)
     found, _ = BatchingOptimizer(16).generate_optimizations([queue], "vllm", situation=capped)
     assert "limited to 16, the most that is proposed" in change_of(found, "max_num_seqs").reason
