@@ -16,6 +16,7 @@ from perf_service.models.analysis import (
     Analysis,
     Bottleneck,
     Cause,
+    Severity,
     SLOState,
     SLOStatus,
     Verdict,
@@ -235,11 +236,14 @@ def _conclusion(
         root = bottlenecks[0]
         verdict = root.verdict
         certain = any(s.state is SLOState.MISSED and not s.target.builtin for s in statuses)
-        if verdict is Verdict.SCALE and root.cause in _CAPACITY and not certain and not rules_queue.saturated(found):
-            # To spend money takes an objective of the operator or a queue; a default that is missed is a note.
+        minor = all(b.severity is Severity.LOW for b in bottlenecks)
+        costs = verdict is Verdict.SCALE and root.cause in _CAPACITY and (minor or not rules_queue.saturated(found))
+        guess = verdict is Verdict.TUNE and minor and root.confidence_ratio < t.CONFIDENCE_FOR_A_NOTE.value
+        if not certain and (costs or guess):
+            # To spend money takes an objective of the operator or a queue, and a restart more than a guess at a small miss.
             own = any(not s.target.builtin for s in statuses)
             why = "no objective is missed for certain" if own else "only a built-in default is missed, no objective of yours"
-            return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and requests do not queue up. {root.description}"
+            return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and no queue lasts. {root.description}"
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict in (Verdict.TUNE, Verdict.SCALE):
             verdict = Verdict.WAIT

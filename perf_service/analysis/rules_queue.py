@@ -63,7 +63,7 @@ def saturated(facts: Facts) -> bool:
     if suffers and not facts.window.lifetime:  # totals since the start may be of a queue that is long gone
         return True
     waiting, ran = facts.waiting, facts.running.mean if facts.running else 0.0
-    if waiting is None:
+    if waiting is None or waiting.last <= 0:
         return False
     never_empty = waiting.samples >= t.SCRAPES_TELLING.value and waiting.min > 0
     return never_empty or waiting.mean >= max(t.WAITING_GAUGE_SINGLE_MIN.value, ran)

@@ -83,8 +83,8 @@ def _step_by_arrivals(facts: Facts) -> float | None:
     before, queue, prefill = facts.preschedule, facts.queue, facts.prefill
     if before is None or queue is None or not prefill or queue < t.QUEUE_MATERIAL.value * prefill or _phases_lag(facts):
         return None
-    if facts.finished < t.REQUESTS_MIN.value:
-        return None
+    if facts.finished < t.REQUESTS_MIN.value or (facts.hit_ratio or 0.0) > 0.5:
+        return None  # where most is cached a few first prompts have the prefill time, and all others arrive in short steps
     busy = min(1.0, max(0.3, facts.running_mean or _found_busy(facts)))
     return 2.0 * max(before, 1e-4) / busy
 

@@ -133,6 +133,8 @@ BURN_HIGH: Final = Threshold(6.0, "ratio", "5 % of a 30-day error budget in six 
 CONFIDENCE_NAMED: Final = Threshold(0.4, "ratio", "below it the cause is told as unknown, with the candidates")
 """A cause must hold at least this share of the belief to be named."""
 
+CONFIDENCE_FOR_A_NOTE: Final = Threshold(0.6, "ratio", "below it no restart is advised for a default that is missed by less than twice")
+
 REQUEST_HISTOGRAMS: Final = (Hist.E2E_SECONDS, Hist.INFERENCE_SECONDS, Hist.TTFT_SECONDS, Hist.QUEUE_SECONDS)
 """Where finished requests are counted, best first."""
 
