@@ -27,6 +27,7 @@ from perf_service.logs import configure_logging
 from perf_service.models.errors import CollectError, ErrorReason, InvalidArgumentError, StoreError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
 from perf_service.models.metrics import Snapshot
+from perf_service.models.scraping import Outages
 from perf_service.rpc.context import ServerLimits, Services, SettingView
 from perf_service.rpc.lifecycle import Lifecycle
 from perf_service.rpc.server import RpcServer, ServerOptions, check_bind, is_loopback
@@ -76,6 +77,7 @@ class App:
         self._policy = policy
         self._background = Background()
         self._newest: dict[str, float] = {}
+        self._outages = Outages()
         self._server: RpcServer | None = None
         self._stopped = False
 
@@ -196,8 +198,9 @@ class App:
             manager=self.manager,
             clock=time.time,
             new_id=random_id,
-            registered=self.scheduler.add,
-            deregistered=self.scheduler.remove,
+            registered=self._registered,
+            deregistered=self._deregistered,
+            outage=self._outages.get,
             lifecycle=self.lifecycle,
             local_targets=is_loopback(settings.host) if settings.local_targets is None else settings.local_targets,
             limits=ServerLimits(
@@ -223,7 +226,18 @@ class App:
         local = [fleet for fleet in await all_fleets(self.store) if fleet.target.kind is TargetKind.LOCAL]
         return [(fleet, await all_instances(self.store, fleet.fleet_id)) for fleet in local]
 
+    def _registered(self, instance: Instance) -> None:
+        # What was known may be of another address.
+        self._outages.ended(instance.instance_id)
+        self.scheduler.add(instance)
+
+    def _deregistered(self, instance_id: str) -> None:
+        self.scheduler.remove(instance_id)
+        self._outages.ended(instance_id)
+        self._newest.pop(instance_id, None)
+
     async def _keep(self, instance: Instance, snapshot: Snapshot) -> None:
+        self._outages.ended(instance.instance_id)
         if instance.prometheus is not None and snapshot.collected_at is not None:
             # Asked for more often than Prometheus scrapes, it has nothing new.
             if self._newest.get(instance.instance_id, 0.0) >= snapshot.collected_at:
@@ -236,6 +250,7 @@ class App:
         _log.warning("snapshots not kept yet", waiting=len(self._buffer), lost=lost, reason=error.reason.value, error=error.message)
 
     async def _failed(self, instance: Instance, error: CollectError) -> None:
+        self._outages.failed(instance.instance_id, time.time(), error.reason.value, error.message)
         _log.warning("scrape failed", instance_id=instance.instance_id, reason=error.reason.value, error=error.message)
 
 

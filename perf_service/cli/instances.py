@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +29,7 @@ from perf_service.cli.remote import (
     show,
 )
 from perf_service.cli.settings_text import parse_settings
+from perf_service.cli.text import ago
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.redaction import MASK, redacted
 
@@ -104,7 +107,7 @@ def get(
     from perf_service.v1 import fleet_service_pb2 as pb
 
     response = call(server, timeout, _stub, "GetInstance", pb.GetInstanceRequest(instance_id=instance_id))
-    show(output, response, lambda: _view([response.instance]))
+    show(output, response, lambda: _view([response.instance], scrapes={instance_id: response.scrape}))
 
 
 @instances.command("list")
@@ -121,7 +124,7 @@ def list_(
 
     request = pb.ListInstancesRequest(fleet_id=fleet, page_size=page_size, page_token=page_token)
     response = call(server, timeout, _stub, "ListInstances", request)
-    show(output, response, lambda: _view(response.instances, response.next_page_token))
+    show(output, response, lambda: _view(response.instances, response.next_page_token, response.scrapes))
 
 
 @instances.command("update")
@@ -239,7 +242,7 @@ def _no_source_options(match: list[str] | None, header: list[str] | None, token_
         raise InvalidArgumentError("--match, --header and --token-file go with --prometheus URL", field="--prometheus")
 
 
-def _view(items: Any, next_page_token: str = "") -> RenderableType:
+def _view(items: Any, next_page_token: str = "", scrapes: Mapping[str, Any] | None = None) -> RenderableType:
     from perf_service.rpc.convert.config import ENGINE_CONFIG
     from perf_service.v1 import engine_pb2
 
@@ -251,9 +254,23 @@ def _view(items: Any, next_page_token: str = "") -> RenderableType:
             i.instance_id,
             f"{enum_name(engine_pb2.Engine, i.engine, 'ENGINE_')} {i.engine_version}".strip(),
             i.fleet_id,
+            *(() if scrapes is None else _state(scrapes.get(i.instance_id), time.time())),
             i.endpoint if not i.HasField("prometheus") else f"{{{i.prometheus.match}}} in {i.prometheus.url}",
             flags(i.config),
         )
         for i in items
     )
-    return listing(("instance", "engine", "fleet", "endpoint", "known flags"), rows, next_page_token)
+    states = () if scrapes is None else ("state", "last page")
+    return listing(("instance", "engine", "fleet", *states, "endpoint", "known flags"), rows, next_page_token)
+
+
+def _state(scrape: Any, now: float) -> tuple[str, str]:
+    """The state of an instance's scrapes and the age of its newest page; empty where an older server does not tell."""
+    from perf_service.v1 import instance_pb2
+
+    if scrape is None or not scrape.state:
+        return "", ""
+    word = enum_name(instance_pb2.ScrapeState, scrape.state, "SCRAPE_STATE_")
+    if scrape.HasField("down_since"):
+        word = f"{word} for {ago(scrape.down_since.ToNanoseconds() / 1e9, now).removesuffix(' ago')} ({scrape.reason})"
+    return word, ago(scrape.last_page_at.ToNanoseconds() / 1e9, now)

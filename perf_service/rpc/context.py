@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from perf_service.models.fleet import Instance
+from perf_service.models.scraping import Outage
 from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.rpc.interceptors.access import principal
 from perf_service.rpc.lifecycle import Lifecycle
@@ -52,6 +53,7 @@ class Services:
     new_id: Callable[[str], str]
     registered: Callable[[Instance], None] = lambda instance: None
     deregistered: Callable[[str], None] = lambda instance_id: None
+    outage: Callable[[str], Outage | None] = lambda instance_id: None  # of the background scraper
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     limits: ServerLimits = field(default_factory=ServerLimits)
     catalogue: KnobCatalogue = field(default_factory=KnobCatalogue.load)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from perf_service.v1 import config_pb2 as _config_pb2
 from perf_service.v1 import engine_pb2 as _engine_pb2
 import builtins as _builtins
@@ -20,6 +21,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ScrapeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScrapeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScrapeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCRAPE_STATE_UNSPECIFIED: _ScrapeState.ValueType  # 0
+    """Not told."""
+    SCRAPE_STATE_UP: _ScrapeState.ValueType  # 1
+    """Its newest page is of the last few intervals."""
+    SCRAPE_STATE_DOWN: _ScrapeState.ValueType  # 2
+    """The last attempt of this server failed."""
+    SCRAPE_STATE_STALE: _ScrapeState.ValueType  # 3
+    """Its newest page is older than three intervals (and than 30 seconds), and this server knows of no attempt since: its pages are imported,
+    or another server scrapes it.
+    """
+    SCRAPE_STATE_NEVER: _ScrapeState.ValueType  # 4
+    """There is no page yet."""
+
+class ScrapeState(_ScrapeState, metaclass=_ScrapeStateEnumTypeWrapper):
+    """What is known of an instance's scrapes."""
+
+SCRAPE_STATE_UNSPECIFIED: ScrapeState.ValueType  # 0
+"""Not told."""
+SCRAPE_STATE_UP: ScrapeState.ValueType  # 1
+"""Its newest page is of the last few intervals."""
+SCRAPE_STATE_DOWN: ScrapeState.ValueType  # 2
+"""The last attempt of this server failed."""
+SCRAPE_STATE_STALE: ScrapeState.ValueType  # 3
+"""Its newest page is older than three intervals (and than 30 seconds), and this server knows of no attempt since: its pages are imported,
+or another server scrapes it.
+"""
+SCRAPE_STATE_NEVER: ScrapeState.ValueType  # 4
+"""There is no page yet."""
+Global___ScrapeState: _TypeAlias = ScrapeState  # noqa: Y015
 
 @_typing.final
 class PrometheusSource(_message.Message):
@@ -82,6 +119,55 @@ class PrometheusSource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrometheusSource: _TypeAlias = PrometheusSource  # noqa: Y015
+
+@_typing.final
+class ScrapeStatus(_message.Message):
+    """Whether an instance can be scraped."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    LAST_PAGE_AT_FIELD_NUMBER: _builtins.int
+    DOWN_SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    state: Global___ScrapeState.ValueType
+    """All of it in one word."""
+    reason: _builtins.str
+    """Why the last attempt failed: an ErrorReason by name, e.g. "ENDPOINT_TIMEOUT"."""
+    message: _builtins.str
+    """Likewise, as a sentence."""
+    @_builtins.property
+    def last_page_at(self) -> _timestamp_pb2.Timestamp:
+        """When its newest stored page was collected. Absent: there is none."""
+
+    @_builtins.property
+    def down_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when every attempt has failed. Absent: it is not down."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ScrapeState.ValueType = ...,
+        last_page_at: _timestamp_pb2.Timestamp | None = ...,
+        down_since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_down_since", b"_down_since", "_last_page_at", b"_last_page_at", "down_since", b"down_since", "last_page_at", b"last_page_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_down_since", b"_down_since", "_last_page_at", b"_last_page_at", "down_since", b"down_since", "last_page_at", b"last_page_at", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__down_since: _TypeAlias = _typing.Literal["down_since"]  # noqa: Y015
+    _WhichOneofArgType__down_since: _TypeAlias = _typing.Literal["_down_since", b"_down_since"]  # noqa: Y015
+    _WhichOneofReturnType__last_page_at: _TypeAlias = _typing.Literal["last_page_at"]  # noqa: Y015
+    _WhichOneofArgType__last_page_at: _TypeAlias = _typing.Literal["_last_page_at", b"_last_page_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__down_since) -> _WhichOneofReturnType__down_since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_page_at) -> _WhichOneofReturnType__last_page_at | None: ...
+
+Global___ScrapeStatus: _TypeAlias = ScrapeStatus  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):

@@ -14,6 +14,7 @@ from perf_service.models.errors import ErrorReason, InvalidArgumentError, NotFou
 from perf_service.models.fleet import Instance
 from perf_service.models.metrics import DataIssue, Hist, IssueCode, IssueLevel, Snapshot
 from perf_service.models.plan import Plan, PredictedEffect, Prediction
+from perf_service.models.scraping import silent_after_seconds
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
 from perf_service.optimization.engine import OptimizationEngine
@@ -25,9 +26,6 @@ from perf_service.workflows.stored_pages import StoredPages
 
 ANALYZED_SECONDS = 300.0
 """Range of an analysis without a start: long enough for percentiles at moderate traffic, short enough to be "now"."""
-_SILENT_INTERVALS = 3.0
-_SILENT_SECONDS = 30.0
-"""An instance is silent after three intervals without a page (as a gap within a window), and not within half a minute."""
 PLAN_LIFETIME_SECONDS = 86_400.0
 """A plan stands on what was measured; after a day the workload is another."""
 
@@ -246,7 +244,7 @@ def _silent(instances: Sequence[Instance], pages: Mapping[str, Sequence[Snapshot
         last = max((page.collected_at or 0.0 for page in pages.get(name, ())), default=None)
         if last is None:
             said = "nothing could be collected in this range, so it is left out here"
-        elif now - last > max(_SILENT_INTERVALS * instance.scrape_interval_seconds, _SILENT_SECONDS):
+        elif now - last > silent_after_seconds(instance):
             said = f"its newest page is {now - last:.0f} s old, and what is told of it is of then"
         else:
             continue

@@ -7,9 +7,10 @@ from dataclasses import replace
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.fleet import Fleet, Instance, PrometheusSource, TargetSpec
 from perf_service.models.redaction import MASK, redacted
+from perf_service.models.scraping import ScrapeState, ScrapeStatus
 from perf_service.rpc.convert import config as _config
 from perf_service.rpc.convert import slo as _slo
-from perf_service.rpc.convert.mirror import Mirror
+from perf_service.rpc.convert.mirror import Mirror, enum_item, timestamp
 from perf_service.v1 import fleet_pb2, instance_pb2
 
 _ = (_config, _slo)  # the mirrors below stand on theirs
@@ -17,6 +18,7 @@ TARGET_SPEC = Mirror(TargetSpec, fleet_pb2.TargetSpec)
 FLEET = Mirror(Fleet, fleet_pb2.Fleet)
 PROMETHEUS_SOURCE = Mirror(PrometheusSource, instance_pb2.PrometheusSource)
 INSTANCE = Mirror(Instance, instance_pb2.Instance)
+_SCRAPE_STATE = enum_item(ScrapeState, instance_pb2.ScrapeState.DESCRIPTOR)
 
 
 def shown_instance(instance: Instance) -> instance_pb2.Instance:
@@ -29,6 +31,17 @@ def shown_instance(instance: Instance) -> instance_pb2.Instance:
             message.prometheus.bearer_token = MASK
         for name in message.prometheus.headers:
             message.prometheus.headers[name] = MASK
+    return message
+
+
+def shown_scrape(status: ScrapeStatus) -> instance_pb2.ScrapeStatus:
+    """The message of an instance's scrapes."""
+    message = instance_pb2.ScrapeStatus(state=_SCRAPE_STATE.encode(status.state))
+    if status.last_page_at is not None:
+        message.last_page_at.CopyFrom(timestamp(status.last_page_at))
+    if status.outage is not None:
+        message.down_since.CopyFrom(timestamp(status.outage.since))
+        message.reason, message.message = status.outage.reason, status.outage.message
     return message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -9,13 +10,15 @@ from perf_service.collectors.fetch import metrics_url
 from perf_service.collectors.prometheus.client import check_source
 from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
 from perf_service.models.fleet import Fleet, Instance, TargetKind
+from perf_service.models.scraping import scrape_status
 from perf_service.rpc.context import Services
-from perf_service.rpc.convert.fleet import FLEET, INSTANCE, shown_instance, with_secrets
+from perf_service.rpc.convert.fleet import FLEET, INSTANCE, shown_instance, shown_scrape, with_secrets
 from perf_service.rpc.convert.slo import targets_of
 from perf_service.rpc.masks import merged
 from perf_service.targets.registry import check_spec
 from perf_service.v1 import fleet_service_pb2 as pb
 from perf_service.v1 import fleet_service_pb2_grpc as pb_grpc
+from perf_service.v1 import instance_pb2
 
 _FLEET_OUTPUT: Final = frozenset({"fleet_id", "created_at", "updated_at", "etag"})
 _INSTANCE_OUTPUT: Final = frozenset({"instance_id", "created_at", "updated_at", "etag"})
@@ -61,13 +64,15 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return pb.RegisterInstanceResponse(instance=shown_instance(stored))
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.GetInstanceResponse:
-        return pb.GetInstanceResponse(instance=shown_instance(await self._s.store.get_instance(request.instance_id)))
+        instance = await self._s.store.get_instance(request.instance_id)
+        return pb.GetInstanceResponse(instance=shown_instance(instance), scrape=(await self._scrapes([instance]))[instance.instance_id])
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
         page = await self._s.store.list_instances(
             fleet_id=request.fleet_id or None, page_size=request.page_size or 50, page_token=request.page_token
         )
-        return pb.ListInstancesResponse(instances=map(shown_instance, page.items), next_page_token=page.next_page_token)
+        scrapes = await self._scrapes(page.items)
+        return pb.ListInstancesResponse(instances=map(shown_instance, page.items), next_page_token=page.next_page_token, scrapes=scrapes)
 
     async def UpdateInstance(self, request: pb.UpdateInstanceRequest, context: Any) -> pb.UpdateInstanceResponse:
         stored = await self._s.store.get_instance(request.instance.instance_id)
@@ -84,6 +89,13 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         await self._s.store.delete_instance(request.instance_id)
         self._s.deregistered(request.instance_id)
         return pb.DeregisterInstanceResponse()
+
+    async def _scrapes(self, instances: Sequence[Instance]) -> dict[str, instance_pb2.ScrapeStatus]:
+        """Whether each of them can be scraped; one query for all."""
+        newest, now = await self._s.store.latest_times([instance.instance_id for instance in instances]), self._s.clock()
+        return {
+            i.instance_id: shown_scrape(scrape_status(i, newest.get(i.instance_id), self._s.outage(i.instance_id), now)) for i in instances
+        }
 
     async def _joined(self, instance: Instance) -> Instance:
         """Checks what a registration refers to. Raises ENDPOINT_INVALID, INVALID_ARGUMENT, FLEET_NOT_FOUND, ENGINE_MISMATCH."""

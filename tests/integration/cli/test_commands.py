@@ -81,7 +81,9 @@ def test_fleets_and_instances_from_create_to_delete(cli: Cli) -> None:
     (fleet,) = (f for f in json.loads(ok(cli("fleets", "list", "-o", "json")))["fleets"] if f["fleet_id"] == "chat")
     assert (fleet["display_name"], fleet["model_name"], fleet["labels"]) == ("The chat fleet", "llama", {"team": "search"})
     ok(cli("instances", "register", "r0", "--endpoint", "http://127.0.0.1:9", "--fleet", "chat", "--config", "max-num-seqs=256"))
-    assert "max_num_seqs=256" in ok(cli("instances", "list", "--fleet", "chat"))
+    table = ok(cli("instances", "list", "--fleet", "chat"))
+    assert "max_num_seqs=256" in table
+    assert "never" in table
     ok(cli("instances", "update", "r0", "--engine-version", "0.32.0", "--config", "max_num_seqs=8"))
     instance = json.loads(ok(cli("instances", "get", "r0", "-o", "json")))["instance"]
     assert (instance["engine_version"], instance["endpoint"]) == ("0.32.0", "http://127.0.0.1:9")
@@ -137,6 +139,11 @@ def test_a_scrape_of_a_dead_engine_says_so(cli: Cli) -> None:
     assert (code, out) == (1, "")
     assert "ENDPOINT_UNREACHABLE" in err
     assert err.count("\n") == 1
+    ok(cli("instances", "update", "dead", "--scrape-interval", "1"))
+    deadline = time.monotonic() + 20
+    while "down for" not in (table := " ".join(ok(cli("instances", "list")).split())):
+        assert time.monotonic() < deadline, table
+        time.sleep(0.2)
 
 
 def test_system_tells_about_the_server(cli: Cli) -> None:

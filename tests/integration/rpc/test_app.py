@@ -53,6 +53,37 @@ async def test_a_registered_engine_is_scraped_also_after_a_restart(start: Start)
         assert app.scheduler.counts.failed == 0
 
 
+async def test_an_instance_tells_whether_it_can_be_scraped(start: Start, unused_tcp_port: int) -> None:
+    app = await start(scrape=True)
+    async with grpc.aio.insecure_channel(app.address) as channel:
+        remote = Remote(channel)
+
+        async def seen(name: str, state: int) -> instance_pb2.ScrapeStatus:
+            async with asyncio.timeout(10):
+                while True:
+                    listed = await remote.fleets.ListInstances(fleet_service_pb2.ListInstancesRequest())
+                    got = await remote.fleets.GetInstance(fleet_service_pb2.GetInstanceRequest(instance_id=name))
+                    if listed.scrapes[name].state == got.scrape.state == state:
+                        return got.scrape
+                    await asyncio.sleep(0.05)
+
+        async def moved(name: str, url: str) -> None:
+            told = instance_pb2.Instance(instance_id=name, endpoint=url, scrape_interval_seconds=1)
+            request = fleet_service_pb2.UpdateInstanceRequest(instance=told)
+            request.update_mask.paths.extend(["endpoint", "scrape_interval_seconds"])
+            await remote.fleets.UpdateInstance(request)
+
+        (name,) = await remote.fleet(replicas=1, endpoint=f"http://127.0.0.1:{unused_tcp_port}")
+        await seen(name, instance_pb2.SCRAPE_STATE_NEVER)
+        await moved(name, f"http://127.0.0.1:{unused_tcp_port}")
+        down = await seen(name, instance_pb2.SCRAPE_STATE_DOWN)
+        assert (down.reason, down.HasField("down_since"), down.HasField("last_page_at")) == ("ENDPOINT_UNREACHABLE", True, False)
+        async with engine("a_healthy") as url:
+            await moved(name, url)
+            up = await seen(name, instance_pb2.SCRAPE_STATE_UP)
+            assert (up.reason, up.HasField("down_since"), up.HasField("last_page_at")) == ("", False, True)
+
+
 async def test_a_log_that_cannot_be_written_fails_no_call(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
