@@ -298,14 +298,14 @@ def _of_cause(option: PlanOption, candidate: Optimization, believed: float) -> P
 
 
 def _idle(candidate: Optimization, seen: _Forecasts, goals: Objectives, at: Situation) -> bool:
-    """Whether a change is predicted to leave all as it is: no restart is worth that. Without throughput only half of it is seen."""
+    """Whether a change is predicted to leave all as it is: no restart is worth that. Without throughput only half of it is seen.
+
+    What preemptions cost is modelled too roughly to say that a cure of them brings nothing.
+    """
     gained = benefit(candidate.effects, at.slo_targets)
-    if (
-        candidate.needs_quality_gate
-        or gained is None
-        or gained[0] > _ADDS
-        or not any(e.metric == "throughput_tokens_per_second" for e in candidate.effects)
-    ):
+    weighed = any(e.metric == "throughput_tokens_per_second" for e in candidate.effects)
+    preempted = candidate.cause is Cause.KV_EXHAUSTED and bool(at.preemptions)
+    if candidate.needs_quality_gate or preempted or gained is None or not weighed or gained[0] > _ADDS:
         return False
     return shortfall(goals.under(seen.of(tuple(candidate.config_changes))[1])) >= shortfall(goals.now) - TOLERANCE
 

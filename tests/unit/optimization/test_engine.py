@@ -312,9 +312,13 @@ def test_what_adds_nothing_beside_the_others_waits() -> None:
 
 
 def test_a_restart_for_no_gain_is_not_proposed() -> None:
-    plan = OptimizationEngine(Says(num_gpu_blocks_override=1.0)).generate_plan(exhausted())
+    queue = finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT)
+    analysis = Analysis("i", Engine.VLLM, bottlenecks=(queue,), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+    plan = OptimizationEngine(Says(max_num_seqs=1.0)).generate_plan(analysis, {"max_num_seqs": 2})
     assert plan.empty
     assert any(o.title.startswith("Not recommended") and "bring nothing here" in o.description for o in plan.advice)
+    preempted = OptimizationEngine(Says(num_gpu_blocks_override=1.0)).generate_plan(exhausted())
+    assert not preempted.empty, "what preemptions cost is known too roughly to say that their cure brings nothing"
 
 
 def test_fewer_sequences_are_no_answer_while_the_time_between_tokens_is_met() -> None:
