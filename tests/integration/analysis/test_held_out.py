@@ -132,3 +132,10 @@ def test_one_page_alone_of_a_healthy_run_blames_no_flag(scenario: str) -> None:
 def test_a_real_overload_asks_for_capacity_and_for_no_flag() -> None:
     for config in ({}, {"max_num_seqs": 64, "max_num_batched_tokens": 2048}):
         assert _analyzed("overload_prefill", **config).verdict is Verdict.SCALE
+
+
+@pytest.mark.xfail(strict=True, reason="a rank that hangs beside one that works is not told: counters are added over the ranks")
+def test_a_rank_that_hangs_beside_one_that_works_is_told() -> None:
+    root = _analyzed("dp2_rank_hung").root_cause
+    assert root is not None
+    assert root.cause is Cause.ENGINE_HANG
