@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -28,11 +28,12 @@ from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.optimization.choosing import Forecast, weigh
 from perf_service.optimization.configs import ConfigLike, read_config
 from perf_service.optimization.kv_cache_optimizer import KVCacheOptimizer
-from perf_service.optimization.objectives import TOLERANCE, Objectives, shortfall
+from perf_service.optimization.objectives import Objectives
 from perf_service.optimization.predictor import Predictor
 from perf_service.optimization.quantization_optimizer import QuantizationOptimizer
-from perf_service.optimization.scoring import benefit, describe, harmful, score
-from perf_service.optimization.situation import CURE_CONFIDENCE, Situation, optimization, relevant
+from perf_service.optimization.ranking import idle, not_beside, of_cause, order, ranked
+from perf_service.optimization.scoring import describe, harmful
+from perf_service.optimization.situation import Situation, optimization, relevant
 
 MAX_CANDIDATES = 3
 NOTHING = "No optimizations recommended"
@@ -94,8 +95,8 @@ class OptimizationEngine:
         goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None)
         weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []
         scored = [_with_losers(w.candidate) for w in weighed if w.candidate] if seen.windows else candidates
-        dropped = [c for c in scored if harmful(c, at.slo_targets) or _idle(c, seen, goals, at)]
-        kept = sorted((c for c in scored if c not in dropped), key=_order(analysis, at))
+        dropped = [c for c in scored if harmful(c, at.slo_targets) or idle(c, seen.of, goals, at)]
+        kept = sorted((c for c in scored if c not in dropped), key=order(analysis, at))
         # A trade-off loses by design what the operator's objectives allow; it is no free gain and comes last.
         kept += self._trade_off(analysis, at, seen, goals)
         chosen, changes, left_out = self._merge(kept, at, seen, goals)
@@ -103,7 +104,7 @@ class OptimizationEngine:
         advice += [_as_advice(c, f"Predicted to bring nothing here: {describe(c.effects) or 'no measurable effect'}.") for c in dropped]
         advice += left_out
         root = next((c.confidence_ratio for c in kept), 0.0)
-        options = [_of_cause(option, c, root) for c, w in zip(candidates, weighed, strict=False) for option in w.options]
+        options = [of_cause(option, c, root) for c, w in zip(candidates, weighed, strict=False) for option in w.options]
         return self._plan(analysis, at, seen, goals, chosen, changes, tuple(dict.fromkeys(advice)), options)
 
     # ---- What is known ----
@@ -201,7 +202,7 @@ class OptimizationEngine:
             if not at.fits_together(both):
                 continue
             if changes and not candidate.needs_quality_gate and seen.windows:
-                why = _not_beside(seen.of(both), seen.of(tuple(changes.values())), candidate, goals, at)
+                why = not_beside(seen.of(both), seen.of(tuple(changes.values())), candidate, goals, at)
                 if why:
                     left_out.append(_as_advice(candidate, why))
                     continue
@@ -249,7 +250,7 @@ class OptimizationEngine:
             hardware=at.hardware,
             analysis_id=analysis.analysis_id,
             plan_hash=plan_hash(at.engine, at.version, changes),
-            options=_ranked(options, changes, goals, prediction, chosen, at),
+            options=ranked(options, changes, goals, prediction, chosen, at),
             summary=_summary(chosen, changes, advice, at, analysis.verdict),
         )
 
@@ -270,93 +271,9 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
     return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
 
 
-# A cause less believed than the first one by this is cured after it, however much its cure is predicted to gain if it were the cause.
-_LESS_LIKELY = 0.2
-# Weighted log improvement from which a change adds something to others.
-_ADDS = 0.01
-# What the cure of the first cause is preferred by, where nothing is predicted.
-_ROOT_BONUS = 0.1
-
-
-def _order(analysis: Analysis, at: Situation) -> Callable[[Optimization], tuple[bool, float]]:
-    """Sorts candidates: those of causes that are as likely as the first one, then by predicted benefit over risk."""
-    first = next(iter(relevant(analysis.bottlenecks)), None)
-
-    def key(candidate: Optimization) -> tuple[bool, float]:
-        believed = first.confidence_ratio * CURE_CONFIDENCE if first else 0.0
-        is_first = first is not None and candidate.cause is first.cause
-        bonus = _ROOT_BONUS if is_first and not candidate.effects else 0.0
-        return not is_first and believed - candidate.confidence_ratio >= _LESS_LIKELY, -score(candidate, at.slo_targets) - bonus
-
-    return key
-
-
-def _of_cause(option: PlanOption, candidate: Optimization, believed: float) -> PlanOption:
-    if option.note or candidate.needs_quality_gate or believed - candidate.confidence_ratio < _LESS_LIKELY:
-        return option
-    return replace(option, note="cures a less likely cause")
-
-
-def _idle(candidate: Optimization, seen: _Forecasts, goals: Objectives, at: Situation) -> bool:
-    """Whether a change is predicted to leave all as it is: no restart is worth that. Without throughput only half of it is seen.
-
-    What preemptions cost is modelled too roughly to say that a cure of them brings nothing.
-    """
-    gained = benefit(candidate.effects, at.slo_targets)
-    weighed = any(e.metric == "throughput_tokens_per_second" for e in candidate.effects)
-    preempted = candidate.cause is Cause.KV_EXHAUSTED and bool(at.preemptions)
-    if candidate.needs_quality_gate or preempted or gained is None or not weighed or gained[0] > _ADDS:
-        return False
-    return shortfall(goals.under(seen.of(tuple(candidate.config_changes))[1])) >= shortfall(goals.now) - TOLERANCE
-
-
-def _not_beside(both: Forecast, without: Forecast, candidate: Optimization, goals: Objectives, at: Situation) -> str:
-    """Why a candidate does not go beside those before it; empty where it does."""
-    together, before = goals.under(both[1]), goals.under(without[1])
-    if not goals.allows(together, before):
-        return "Beside the other changes it would harm an objective."
-    gained, alone = benefit(both[2], at.slo_targets), benefit(without[2], at.slo_targets)
-    nearer = shortfall(together) < shortfall(before) - TOLERANCE
-    if candidate.effects and (nearer or (gained is not None and (alone is None or gained[0] > alone[0] + _ADDS))):
-        return ""
-    return "Beside the other changes it is not predicted to add anything: look again after them."
-
-
 def _with_losers(candidate: Optimization) -> Optimization:
     losers = (*candidate.expected_losers, *(_base(e.metric) for e in candidate.effects if e.direction is Direction.WORSENS))
     return replace(candidate, expected_losers=tuple(dict.fromkeys(losers)))
-
-
-def _values(changes: Sequence[ConfigChange]) -> tuple[tuple[str, KnobValue | None], ...]:
-    return tuple((c.parameter, c.recommended_value) for c in changes)
-
-
-def _ranked(
-    options: Sequence[PlanOption],
-    changes: tuple[ConfigChange, ...],
-    goals: Objectives,
-    prediction: Prediction | None,
-    chosen: Sequence[Optimization],
-    at: Situation,
-) -> tuple[PlanOption, ...]:
-    """What was weighed, best first: what is proposed, then by objectives broken and met, nearness to the others, and benefit."""
-    applied = [o for o in chosen if not o.needs_quality_gate]
-    noop = PlanOption((), goals.now, 0.0, chosen=not changes)
-    found = {_values(o.changes): o for o in options}
-    if changes:
-        gain = max((score(o, at.slo_targets) for o in applied), default=0.0)
-        found[_values(changes)] = PlanOption(changes, goals.under(prediction), gain, chosen=True)
-    ranked = sorted(
-        [noop, *found.values()],
-        key=lambda o: (
-            not o.chosen,
-            len(goals.broken(o.objectives)) if o.changes else 0,
-            sum(f.met is False for f in o.objectives),
-            round(shortfall(o.objectives), 2),
-            -o.benefit,
-        ),
-    )
-    return tuple(ranked)
 
 
 def _as_advice(candidate: Optimization, why: str) -> Optimization:
