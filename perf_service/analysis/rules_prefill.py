@@ -52,7 +52,7 @@ def _chunking(facts: Facts) -> float:
         return queue_weights.budget_smallness(facts) * ramp(steps, 1.0, 0.75 * t.CHUNKS_MANY.value)
     cut = chunks(facts)
     if not cut.known:
-        return 0.05
+        return 0.05 if facts.engine is Engine.VLLM else 0.2  # others leave no trace of their steps: not excluded
     likely = cut.likely if cut.least >= t.CUT_MIN.value else cut.least
     return queue_weights.budget_smallness(facts) * ramp(likely, 2.0, 1.5 * t.CHUNKS_MANY.value)
 

@@ -121,10 +121,16 @@ def _under_admission(facts: Facts, open_share: float) -> Candidate:
     reserved *= _could_be_reserved(facts, usage)
     told_elsewhere = facts.sequence_limit is not None and facts.running_top < 0.9 * facts.sequence_limit
     wandering = 1.0 if told_elsewhere else 1.0 - (facts.pinning.tightness if facts.pinning else 0.5)
+    if facts.sequence_limit is None:
+        wandering = max(wandering, _STEADY_RESERVATIONS)
     text = f"KV token usage is {usage:.0%} with {facts.waiting_mean:.1f} requests queued."
     evidence = (fact(facts, "kv_cache_usage_ratio", "mean", usage, text, threshold=t.SGLANG_USAGE_LOW.value, unit="ratio"),)
     settle = "the launch argument schedule_conservativeness and the clients' max_new_tokens"
     return Candidate(Cause.UNDER_ADMISSION, 0.9 * reserved * wandering * open_share, evidence, Verdict.TUNE, settle)
+
+
+_STEADY_RESERVATIONS = 0.3
+"""Requests of one length reserve for a constant number as a limit does: not excluded while the limit is not told."""
 
 
 def _boldest(facts: Facts) -> bool:
