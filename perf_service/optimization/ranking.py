@@ -44,12 +44,13 @@ def of_cause(option: PlanOption, candidate: Optimization, believed: float) -> Pl
 def idle(candidate: Optimization, foresee: Foresee, goals: Objectives, at: Situation) -> bool:
     """Whether a change is predicted to leave all as it is: no restart is worth that. Without throughput only half of it is seen.
 
-    What preemptions cost is modelled too roughly to say that a cure of them brings nothing.
+    What preemptions cost, and which prefixes a larger cache would keep, is modelled too roughly or not at all to say that their cure
+    brings nothing.
     """
     gained = benefit(candidate.effects, at.slo_targets)
     weighed = any(e.metric == "throughput_tokens_per_second" for e in candidate.effects)
-    preempted = candidate.cause is Cause.KV_EXHAUSTED and bool(at.preemptions)
-    if candidate.needs_quality_gate or preempted or gained is None or not weighed or gained[0] > _ADDS:
+    unsure = candidate.cause is Cause.PREFIX_CACHE_THRASHING or (candidate.cause is Cause.KV_EXHAUSTED and bool(at.preemptions))
+    if candidate.needs_quality_gate or unsure or gained is None or not weighed or gained[0] > _ADDS:
         return False
     return shortfall(goals.under(foresee(tuple(candidate.config_changes))[1])) >= shortfall(goals.now) - TOLERANCE
 

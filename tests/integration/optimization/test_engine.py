@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from perf_service.analysis.engine import AnalysisEngine
+from perf_service.collectors.saved import read_saved, snapshots_of
+from perf_service.collectors.window import windows_of
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
+from perf_service.models.config import EngineConfig, Source
 from perf_service.models.metrics import Engine
 from perf_service.models.plan import Plan, plan_hash
 from perf_service.models.slo import parse_slo
 from perf_service.optimization.catalogue import KnobCatalogue, find_conflicts
 from perf_service.optimization.engine import NOTHING, OptimizationEngine
-from tests.support.real_runs import finding, overall, plan_of, snapshots, windows
+from tests.support.real_runs import CAPTURES, finding, overall, plan_of, snapshots, windows
 
 CATALOGUE = KnobCatalogue.load()
 
@@ -93,3 +96,25 @@ def test_a_queue_that_has_just_begun_does_not_talk_the_cure_down() -> None:
     plan = OptimizationEngine().generate_plan(AnalysisEngine().analyze(early, "vllm"))
     assert [c.parameter for c in plan.changes] == ["max_num_seqs"]
     assert not any(e.metric.startswith(("ttft", "e2e")) for e in plan.effects)
+
+
+@pytest.mark.parametrize("told", [{}, {"max_num_batched_tokens": 128, "max_num_seqs": 16}])
+def test_a_missed_objective_does_not_buy_its_cure_with_one_that_is_met(told: dict[str, Any]) -> None:
+    """A budget of 128 tokens, real run: each value that brings TTFT nearer takes the time between tokens over 50 ms."""
+    pages = snapshots_of(read_saved(CAPTURES.parent / "held_out" / "budget128"), "budget128")
+    known = EngineConfig.of(told, Source.LAUNCH_ARGS) if told else None
+
+    def plan(*slo: str) -> Plan:
+        targets = [parse_slo(s) for s in slo]
+        analysis = AnalysisEngine().analyze(pages, "vllm", targets, config=known)
+        return OptimizationEngine().generate_plan(analysis, known, slo_targets=targets, windows=windows_of(pages))
+
+    torn = plan("ttft_p95<1s", "itl_mean<50ms")
+    assert torn.empty
+    assert torn.summary.startswith("No configuration change; choose between ttft_p95 < 1.00 s and itl_mean < 50.0 ms")
+    assert "with 256 ttft_p95 " in torn.advice[0].description
+    assert torn.options[0].chosen
+    assert not torn.options[0].changes
+    roomy = plan("ttft_p95<1s", "itl_mean<150ms")
+    assert [c.parameter for c in roomy.changes] == ["max_num_batched_tokens"]
+    assert all(f.met for f in roomy.options[0].objectives)
