@@ -31,6 +31,8 @@ from perf_service.models.metrics import DataIssue, Engine, Snapshot
 
 ENGINES_PER_QUERY: Final = 40
 """About 4 MB of JSON; reading it holds the process for some 40 ms."""
+QUERIES_AT_ONCE: Final = 3
+"""One after the other a thousand replicas are not read in 15 s where a query takes a second, as beside other work it does."""
 LOOKBACK_SECONDS: Final = 300.0
 """Prometheus' own: what is older than this is gone."""
 _FIRST_RANGE_SECONDS: Final = 60.0
@@ -64,7 +66,9 @@ class _Group:
     label: str
     members: dict[str, tuple[float, float]] = field(default_factory=dict)  # value -> when it was last asked for, how often it is
     readings: dict[str, _Reading] = field(default_factory=dict)
-    task: asyncio.Task[None] | None = None
+    queries: dict[asyncio.Task[None], frozenset[str]] = field(default_factory=dict)  # under way -> whom they ask for
+    has_answered: bool = False  # the last query: one that may hang is asked once
+    waiting: int = 0  # who waits for a query that nobody has begun
     range_seconds: float = _FIRST_RANGE_SECONDS
     most: int = ENGINES_PER_QUERY
     failure: _Reading | None = None  # why the server could not be asked at all
@@ -74,7 +78,8 @@ class PrometheusScrape:
     """The newest scrape that a Prometheus has of an instance. Strict like `DirectScrape`; its time is that of the scrape, not of the query.
 
     Instances of one Prometheus are read together: a query takes along those others of its group that will be asked for soon, and while
-    one is under way, who comes waits for the next. So a thousand replicas cost some dozens of queries per interval.
+    one is under way, who comes waits for the next; where enough wait to fill another, up to `QUERIES_AT_ONCE` are. So a thousand replicas
+    cost some dozens of queries per interval.
     """
 
     def __init__(
@@ -163,7 +168,7 @@ class PrometheusScrape:
         """Those that nobody asks for any more, with their tokens: of instances that are gone, or from before a token was renewed."""
         for key, group in list(self._groups.items()):
             is_asked_for = any(now - asked <= _ALIVE_INTERVALS * every for asked, every in group.members.values())
-            if not is_asked_for and (group.task is None or group.task.done()):
+            if not is_asked_for and not group.queries:
                 del self._groups[key]
 
     async def _reading(self, group: _Group, value: str, now: float, oldest: float) -> _Reading:
@@ -174,15 +179,27 @@ class PrometheusScrape:
                 return known
             if group.failure is not None and now - group.failure.at <= oldest:
                 return group.failure  # who waited for a server that hangs does not wait again, each in its turn
-            if group.task is None or group.task.done():
-                group.task = asyncio.create_task(self._read(group, self._together(group, value, now), now))
-            # Shielded: one caller's cancellation is not the others'.
-            await asyncio.shield(group.task)
+            query = next((task for task, names in group.queries.items() if value in names), None)
+            is_free = not group.queries or (group.has_answered and group.waiting >= group.most and len(group.queries) < QUERIES_AT_ONCE)
+            if query is None and is_free:
+                names = self._together(group, value, now)
+                query = asyncio.create_task(self._read(group, names, now))
+                group.queries[query] = frozenset(names)
+                query.add_done_callback(lambda task: group.queries.pop(task, None))
+            if query is None:
+                group.waiting += 1
+                try:
+                    await asyncio.wait(group.queries, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    group.waiting -= 1
+            else:
+                # Shielded: one caller's cancellation is not the others'.
+                await asyncio.shield(query)
             if (known := group.readings.get(value)) is not None and known.at >= now:
                 return known
 
     def _together(self, group: _Group, value: str, now: float) -> list[str]:
-        """This member, and those others whose turn is next. Members that are asked for no more are forgotten."""
+        """This member, and those others whose turn is next and that no query asks for yet. Members asked for no more are forgotten."""
         for name in [name for name, (asked, every) in group.members.items() if now - asked > _ALIVE_INTERVALS * every]:
             del group.members[name]
             group.readings.pop(name, None)
@@ -192,12 +209,12 @@ class PrometheusScrape:
             reading = group.readings.get(name)
             return now - reading.at if reading else float("inf")
 
-        others = [name for name, (_, every) in group.members.items() if name != value and age(name) > _FRESH_RATIO * every]
+        asked_for = {value}.union(*group.queries.values())
+        others = [name for name, (_, every) in group.members.items() if name not in asked_for and age(name) > _FRESH_RATIO * every]
         return [value, *sorted(others, key=age, reverse=True)[: group.most - 1]]
 
     async def _read(self, group: _Group, values: Sequence[str], now: float) -> None:
         """Ask for these members and keep what is said of each; an error is what is said of all of them."""
-        group.failure = None
         try:
             found, warnings = await self._ask(group, values, group.range_seconds, now)
             # Without two scrapes the interval is not known, and so not whether the one is old.
@@ -205,12 +222,14 @@ class PrometheusScrape:
             if missing and group.range_seconds < LOOKBACK_SECONDS:
                 more, others = await self._ask(group, missing, LOOKBACK_SECONDS, now)
                 found, warnings = {**found, **more}, tuple(dict.fromkeys((*warnings, *others)))
+            group.failure, group.has_answered = None, True
         except CollectError as error:
             if error.reason in TOO_MUCH and len(values) > 1:
                 group.most = len(values) // 2
                 await self._read(group, values[: group.most], now)
                 await self._read(group, values[group.most :], now)
                 return
+            group.has_answered = False
             for value in values:
                 group.readings[value] = _Reading(now, error=error)
             if error.reason in _NO_ANSWER:

@@ -25,6 +25,7 @@ class FakePrometheus(PrometheusClient):
         self.interval = interval
         self.now = 1000.0
         self.asked: list[str] = []
+        self.under_way = self.most_at_once = 0
         self.down: set[str] = set()
         self.late: set[str] = set()  # the newest scrape of these is still being written
         self.error: CollectError | None = None
@@ -35,7 +36,12 @@ class FakePrometheus(PrometheusClient):
 
     async def query(self, source: PrometheusSource, expression: str, at: float | None) -> Answer:
         self.asked.append(expression)
-        await asyncio.sleep(self.delay)
+        self.under_way += 1
+        self.most_at_once = max(self.most_at_once, self.under_way)
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.under_way -= 1
         if self.error is not None:
             raise self.error
         instance = re.search(r'instance=(~?)"([^"]*)"', expression)
@@ -88,6 +94,19 @@ async def test_replicas_are_read_together() -> None:
         counts.append(len(prometheus.asked))
     assert counts[0] <= 45  # nobody is known yet
     assert max(counts[1:]) <= 6  # 40 at a time, each twice an interval
+
+
+async def test_queries_run_beside_each_other_where_enough_wait_to_fill_them() -> None:
+    """A server that takes its time over each would otherwise keep a thousand replicas waiting for more than their interval."""
+    prometheus = FakePrometheus(240)
+    source, group = PrometheusScrape(prometheus), instances(prometheus)
+    await read(source, group, prometheus.now)
+    prometheus.now += prometheus.interval
+    prometheus.asked.clear()
+    prometheus.delay = 0.02
+    await read(source, group, prometheus.now)
+    assert prometheus.most_at_once == 3
+    assert len(prometheus.asked) == 6  # 40 at a time, all the same
 
 
 async def test_nobody_is_read_more_than_the_server_gives_at_a_time() -> None:
