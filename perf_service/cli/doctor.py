@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perf_service.cli.console import Output, OutputOption, out, working
-from perf_service.cli.pages import is_url, read_pages, spaced
+from perf_service.cli.console import Output, OutputOption, complain, out, working
+from perf_service.cli.pages import failures, is_url, read_pages, spaced
 from perf_service.cli.prometheus import (
     EndOption,
     HeaderOption,
@@ -107,6 +107,7 @@ def doctor(
     else:
         snapshots = snapshots_of(saved, _ID, engine=told_engine, config=current)
         check_order(snapshots)
+        snapshots[-1] = replace(snapshots[-1], quality=snapshots[-1].quality.plus(*failures(pages or ())))
     with working("diagnosing"):
         diagnosis = diagnose(snapshots, objectives, current, changes)
     if output is Output.JSON:
@@ -134,7 +135,10 @@ def _pages_of(arguments: Sequence[str], interval: float | None) -> list[SavedPag
         if len(arguments) > 1:
             raise InvalidArgumentError("give one URL, or saved pages, not several of both", field="PAGE")
         return arguments[0]
-    return spaced(read_pages(arguments), interval, now=time.time())
+    read = read_pages(arguments)
+    if interval is not None and (timed := sum(page.collected_at is not None for page in read)):
+        complain(f"note: --interval {interval:g} takes the place of the recorded times of {timed} pages")
+    return spaced(read, interval, now=time.time())
 
 
 def check_order(snapshots: Sequence[Snapshot]) -> None:

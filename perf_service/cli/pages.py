@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from perf_service.collectors.saved import SavedPage, read_saved
+from perf_service.collectors.saved import SavedPage, failed_scrapes, read_saved
 from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.metrics import DataIssue, IssueCode, IssueLevel
 
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d{1,5}(/|$)")
 
@@ -30,6 +31,18 @@ def read_pages(arguments: Sequence[str]) -> list[SavedPage]:
             raise InvalidArgumentError(f"there is no file or directory {argument!r}{hint}", field="PAGE")
         pages += read_saved(Path(argument))
     return pages
+
+
+def failures(arguments: Sequence[str]) -> list[DataIssue]:
+    """What the indexes of directories tell of scrapes that failed. An engine that has died leaves only its past."""
+    found = []
+    for argument in arguments:
+        failed = failed_scrapes(Path(argument))
+        if failed is not None:
+            last = f", the last {failed.at_the_end} of them in a row: it may be down, and what is told of it is of before"
+            text = f"{failed.failed} of {failed.scrapes} scrapes in {argument} failed{last if failed.at_the_end else ''}."
+            found.append(DataIssue(IssueCode.GAP, IssueLevel.WARNING, text))
+    return found
 
 
 def spaced(pages: Sequence[SavedPage], interval_seconds: float | None, *, now: float) -> list[SavedPage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -50,10 +50,35 @@ def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[S
         files = _read_index(index)
     else:
         files = [(file, None) for file in sorted(path.iterdir(), key=_natural) if file.name.endswith(_SUFFIXES) and file.is_file()]
+    if not files and (failed := failed_scrapes(path)) is not None:
+        raise CollectError(
+            ErrorReason.BODY_EMPTY, f"no page in {path}: all {failed.failed} scrapes in {INDEX_NAME} failed, so nothing is known of it"
+        )
     if not files:
         wanted = ", ".join(_SUFFIXES)
         raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: looked for {INDEX_NAME} and for files ending in {wanted}")
     return [SavedPage(str(file), read_page(file, max_bytes=max_bytes), at) for file, at in files]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedScrapes:
+    """Scrapes of a directory's index that gave no page: how many, of how many, and how many of them in a row at the end."""
+
+    failed: int
+    scrapes: int
+    at_the_end: int
+
+
+def failed_scrapes(path: Path) -> FailedScrapes | None:
+    """What a directory's index tells of scrapes that failed; None where there is no index, or none failed. Raises as `read_saved`."""
+    index = path / INDEX_NAME
+    if not index.is_file():
+        return None
+    went_well = [bool(name) for name, _ in _entries(index)]
+    if all(went_well):
+        return None
+    at_the_end = next((n for n, is_page in enumerate(reversed(went_well)) if is_page), len(went_well))
+    return FailedScrapes(went_well.count(False), len(went_well), at_the_end)
 
 
 def _natural(path: Path) -> list[str | int]:
@@ -149,27 +174,29 @@ def _no_engine(pages: Sequence[SavedPage]) -> CollectError:
 
 
 def _read_index(index: Path) -> list[tuple[Path, float | None]]:
-    files: list[tuple[Path, float | None]] = []
+    named = [(index.parent / name, at) for name, at in _entries(index) if name]
+    files = [(file, at) for file, at in named if file.is_file()]
+    return files if any(at is None for _, at in files) else sorted(files, key=lambda file: file[1] or 0.0)
+
+
+def _entries(index: Path) -> Iterator[tuple[str, float | None]]:
+    """File (empty: the scrape failed) and time of each line of an index."""
     for number, line in enumerate(index.read_text("utf-8", "replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
             name, at = entry.get("file"), entry.get("t_unix")
-            if not name:
-                continue
-            if isinstance(at, bool) or not isinstance(name, str):
+            if isinstance(at, bool) or (name and not isinstance(name, str)):
                 raise TypeError
-            at = None if at is None else float(at)
+            at = None if at is None or not name else float(at)
         except (ValueError, TypeError, AttributeError) as error:
             raise CollectError(
                 ErrorReason.BODY_NOT_METRICS, f'{index} line {number} is not {{"file": NAME, "t_unix": SECONDS}}: {line[:80]!r}'
             ) from error
-        if Path(name).name != name:
+        if name and Path(name).name != name:
             raise CollectError(ErrorReason.BODY_NOT_METRICS, f"{index} line {number} names a file outside of its directory: {name!r}")
-        if (index.parent / name).is_file():
-            files.append((index.parent / name, at))
-    return files if any(at is None for _, at in files) else sorted(files, key=lambda file: file[1] or 0.0)
+        yield name or "", at
 
 
 def _too_large(name: str, limit: int) -> CollectError:

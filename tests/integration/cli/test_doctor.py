@@ -277,3 +277,10 @@ def test_the_risks_are_those_of_the_change_that_is_proposed(doctor: Doctor) -> N
     risks = [r for o in plan["optimizations"] for r in o["risks"] if "predicted to be missed" in r]
     assert after["itl_seconds_mean"] < 0.05
     assert [r.split()[0] for r in risks] == ["ttft_p95"]
+
+
+def test_an_interval_beside_recorded_times_is_said(doctor: Any) -> None:
+    code, _, err = doctor(BAD, "--interval", "3", "-o", "json")
+    assert code == 0
+    assert "--interval 3 takes the place of the recorded times" in err
+    assert doctor(BAD, "-o", "json")[2] == ""

@@ -1,12 +1,13 @@
 """What `doctor` is given: files, directories, URLs."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from perf_service.cli.pages import is_url, read_pages, spaced
+from perf_service.cli.pages import failures, is_url, read_pages, spaced
 from perf_service.collectors.saved import SavedPage
-from perf_service.models.errors import InvalidArgumentError
+from perf_service.models.errors import CollectError, InvalidArgumentError
 
 PAGE = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"
 
@@ -33,6 +34,23 @@ def test_interval_spaces_pages_up_to_now() -> None:
     pages = [SavedPage("a", PAGE, None), SavedPage("b", PAGE, 5.0), SavedPage("c", PAGE, None)]
     assert [p.collected_at for p in spaced(pages, 10.0, now=100.0)] == [80.0, 90.0, 100.0]
     assert [p.collected_at for p in spaced(pages, None, now=100.0)] == [None, 5.0, None]
+
+
+def test_scrapes_that_failed_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.prom").write_bytes(PAGE)
+    index = tmp_path / "scrapes.jsonl"
+    well, failed = '{"file": "a.prom", "t_unix": 1}', '{"file": null, "t_unix": 2, "error": "refused"}'
+    told = {(well,): None, (failed, well): r"1 of 2 .* failed\.$", (well, failed, failed): "2 of 3 .* the last 2 of them in a row"}
+    for lines, text in told.items():
+        index.write_text("\n".join(lines))
+        messages = [issue.message for issue in failures([str(tmp_path)])]
+        assert len(messages) == (text is not None)
+        assert text is None or re.search(text, messages[0])
+        assert len(read_pages([str(tmp_path)])) == 1
+    assert failures([str(tmp_path / "a.prom")]) == []
+    index.write_text(failed)
+    with pytest.raises(CollectError, match=r"all 1 scrapes in scrapes.jsonl failed"):
+        read_pages([str(tmp_path)])
 
 
 def test_urls_are_told_from_paths() -> None:
