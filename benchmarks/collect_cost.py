@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from scraping.pages import SCENARIOS, versions
-from scraping.processes import Child, python, running
+from scraping.processes import Child, free_port, python, running
 
 from perf_service.collectors.dialects import dialect_of
 from perf_service.collectors.exposition import ExpositionParser
@@ -42,13 +41,6 @@ def prometheus_config(ports: list[int], interval: float) -> str:
         f"global: {{scrape_interval: {interval:g}s, scrape_timeout: {interval:g}s}}\n"
         f"scrape_configs:\n- job_name: engines\n  static_configs:\n  - targets: [{targets}]\n"
     )
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def scrapes(server: Child) -> dict[str, int]:

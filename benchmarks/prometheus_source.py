@@ -12,11 +12,9 @@ import argparse
 import asyncio
 import gzip
 import json
-import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,8 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from scraping.processes import cpu_seconds, free_port
 
 from perf_service.collectors.prometheus.client import Answer, PrometheusClient
 from perf_service.collectors.prometheus.source import PrometheusScrape
@@ -127,18 +127,6 @@ async def read(url: str, targets: int, interval: float, seconds: float, per_quer
     )
     for message in failures[:3]:
         print(message, file=sys.stderr)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of another process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def configuration(pages: int, targets: int, interval: float) -> dict[str, Any]:
