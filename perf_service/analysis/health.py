@@ -9,6 +9,7 @@
 | preemptions | 15 x min(1, per request / 0.5) |
 | requests given up by their clients, where that is a finding | 30 x min(1, share / 0.5) |
 | a hang | 100 |
+| a standstill that is over | 25 + 25 x its share of the window |
 
 For a floor (throughput) value / target stands for target / value, for an attainment the share of the burn rate. More than 100 points
 count as 100, each part in proportion. Every part grows with what it measures, so a worse input never gives a higher score. An
@@ -26,9 +27,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from perf_service.analysis import rules_queue
+from perf_service.analysis import rules_events, rules_queue
 from perf_service.analysis.facts import Facts
-from perf_service.analysis.slo_monitor import error_count, miss_ratio
+from perf_service.analysis.slo_monitor import error_count, measure_rate, miss_ratio
 from perf_service.models.analysis import Bottleneck, Cause, HealthPart, HealthStatus, SLOState, SLOStatus, Verdict
 from perf_service.models.units import number, percent
 
@@ -39,6 +40,7 @@ QUEUE_POINTS = 20.0
 PREEMPTION_POINTS, PREEMPTION_FULL = 15.0, 0.5
 ABORT_POINTS, ABORT_FULL_RATIO = 30.0, 0.5
 HEALTHY_FROM, DEGRADED_FROM = 80.0, 50.0
+STALL_POINTS, STALL_SHARE_POINTS = 25.0, 25.0
 WORST_REPLICA_SHARE = 0.5
 
 Scored = tuple[float, tuple[HealthPart, ...]]
@@ -53,6 +55,7 @@ def score(
     preemptions_per_request: float = 0.0,
     abort_ratio: float = 0.0,
     hung: bool = False,
+    stalled_ratio: float = 0.0,
     replicas: int = 1,
 ) -> Scored:
     """Score 0..100 and its parts, largest first. `waiting` and `running` are mean numbers of requests, ratios lie in 0..1."""
@@ -62,6 +65,9 @@ def score(
     ]
     if hung:
         parts.append(HealthPart("hang", 100.0, "The engine makes no progress."))
+    if stalled_ratio > 0:
+        points = STALL_POINTS + STALL_SHARE_POINTS * min(1.0, stalled_ratio)
+        parts.append(HealthPart("standstill", points, f"The engine stood still for {percent(stalled_ratio)} of the time."))
     if error_ratio > 0:
         points = ERROR_POINTS * min(1.0, error_ratio / ERROR_FULL_RATIO)
         parts.append(HealthPart("errors", points, f"{percent(error_ratio)} of requests fail or are rejected."))
@@ -95,8 +101,9 @@ def _objectives(statuses: Sequence[SLOStatus], points: float, cap: float) -> lis
 
 def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck]) -> Scored | None:
     """The score of one window. None where nothing was asked of it, and nothing measured that could be judged."""
-    failed = error_count(found.window)
-    total = found.finished + failed
+    total = found.finished + error_count(found.window)
+    error_ratio, _ = measure_rate(found.window, "error_ratio")
+    stalled = max((b.current_value for b in bottlenecks if b.metric_name == rules_events.STALLED_SECONDS), default=0.0)
     hung = any(b.cause is Cause.ENGINE_HANG and b.verdict is Verdict.RESTART for b in bottlenecks)
     if not hung and not total and not _present(found) and all(s.state is SLOState.NOT_MEASURED for s in statuses):
         return None
@@ -104,12 +111,13 @@ def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottle
     by_gauge = found.waiting is not None and found.running is not None and found.waiting.mean >= (found.waiting_occupancy or 0.0)
     return score(
         statuses,
-        error_ratio=failed / total if total > 0 else 0.0,
+        error_ratio=error_ratio or 0.0,
         waiting=found.waiting_mean if rules_queue.significant(found) else 0.0,
         running=found.running.mean if by_gauge and found.running is not None else found.running_mean or 0.0,
         preemptions_per_request=found.preemptions_per_request or 0.0,
         abort_ratio=max((b.current_value for b in bottlenecks if b.cause is Cause.CLIENT_ABORTS), default=0.0),
         hung=hung,
+        stalled_ratio=stalled / found.window.duration_seconds if found.window.duration_seconds else 0.0,
         replicas=found.window.replicas,
     )
 

@@ -21,6 +21,10 @@ def queue_evidence(facts: Facts) -> tuple[Evidence, ...]:
     found: list[Evidence] = []
     if waiting > 0 or (facts.waiting is not None and share is None):
         found.append(fact(facts, "waiting_requests", "mean", waiting, f"{waiting_text(facts)}.", unit="requests"))
+    gauge = facts.waiting
+    if gauge is not None and gauge.samples > 2 and gauge.last >= max(t.WAITING_GAUGE_SINGLE_MIN.value, 1.5 * gauge.mean):
+        text = f"The queue grows: {number(gauge.last)} wait at the last scrape, {number(gauge.mean)} on average over all of them."
+        found.append(fact(facts, "waiting_requests", "last", gauge.last, text, unit="requests"))
     if share is not None:
         text = f"{percent(share)} of the time to the first token is spent in the queue ({seconds(facts.queue)})."
         found.append(fact(facts, "queue_seconds", "share", share, text, threshold=t.QUEUE_SHARE_MIN.value, unit="ratio"))

@@ -135,6 +135,10 @@ def hang(facts: Facts) -> Bottleneck | None:
     )
 
 
+STALLED_SECONDS = "stalled_seconds"
+"""The metric of a standstill that is over."""
+
+
 def stalled(facts: Facts) -> Bottleneck | None:
     """The longest time in which the engine stood still although it had work, and which is over. None where it never did."""
     runs = [[*run] for still, run in groupby(facts.series, lambda part: _stands_still(part) and _has_work(part)) if still]
@@ -147,7 +151,7 @@ def stalled(facts: Facts) -> Bottleneck | None:
     text = f"No token was generated for {longest:.0f} s in the middle of the window, with requests running or waiting."
     evidence = (fact(facts, "generation_tokens", "delta", 0.0, text, threshold=needed, unit="tokens"),)
     found = finding(
-        Cause.ENGINE_HANG, facts, Severity.HIGH, Verdict.NOT_ENOUGH_EVIDENCE, "generation_tokens", 0.0, needed, "", evidence, 0.9
+        Cause.ENGINE_HANG, facts, Severity.HIGH, Verdict.NOT_ENOUGH_EVIDENCE, STALLED_SECONDS, longest, needed, "", evidence, 0.9
     )
     advice = "Look for what held it (its log, the host: suspended, swapping, a device that was reset); if it comes back, take a stack dump."
     description = f"The engine stood still for {longest:.0f} s although it had work; it moves again since {since:.0f} s."

@@ -177,3 +177,10 @@ def test_drafts_that_are_never_accepted_cost_every_step(window: Make, accepted: 
     found = AnalysisEngine().analyze(window(SLOW_FIRST, {Gauge.RUNNING_REQUESTS: [2] * 5}, counters))
     assert found.bottlenecks[0].cause is cause
     assert (found.bottlenecks[0].confidence_ratio > 0.85) or cause is not Cause.SPECULATION_NOT_PAYING
+
+
+@pytest.mark.parametrize(("waiting", "told"), [([0, 10, 25, 40, 60, 79], True), ([30, 36, 33, 31, 35, 34], False)])
+def test_a_queue_that_grows_is_told(window: Make, waiting: list[int], told: bool) -> None:
+    gauges = {Gauge.RUNNING_REQUESTS: [60, 64] * 3, Gauge.WAITING_REQUESTS: waiting, Gauge.KV_CACHE_USAGE_RATIO: [0.05] * 6}
+    (first, *_) = AnalysisEngine().analyze(window(LARGE_BATCH, gauges, requests=860)).bottlenecks
+    assert any("The queue grows" in item.text for item in first.evidence) is told

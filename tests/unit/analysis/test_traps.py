@@ -166,7 +166,9 @@ def test_a_hang_that_is_over_is_told_as_over() -> None:
     assert (root.cause, root.severity, root.verdict) == (Cause.ENGINE_HANG, Severity.HIGH, Verdict.NOT_ENOUGH_EVIDENCE)
     assert "stood still for 50 s" in root.description
     assert "since 20 s" in root.description
-    assert analysis.health_score != 0.0
+    assert analysis.health_score is not None
+    assert 0 < analysis.health_score < 80
+    assert analysis.health_parts[0].name == "standstill"
 
 
 def test_a_wait_before_the_scheduler_that_no_step_is_as_long_as_is_no_prefill(window: Callable[..., Window]) -> None:
@@ -180,6 +182,7 @@ def test_failed_requests_that_are_timed_are_counted_once(window: Callable[..., W
     analysis = AnalysisEngine().analyze(window(PHASES, counters=counters), slo_targets=[SLOTarget("error_ratio", 0.01)])
     assert "100 of 100 requests" in analysis.bottlenecks[0].description
     assert analysis.slo_statuses[0].current_value == 1.0
+    assert next(part for part in analysis.health_parts if part.name == "errors").text.startswith("100 %")
 
 
 def test_errors_of_a_whole_life_are_told_first_and_not_as_of_now(window: Callable[..., Window]) -> None:
