@@ -64,7 +64,8 @@ async def test_an_instance_tells_whether_it_can_be_scraped(start: Start, unused_
                     listed = await remote.fleets.ListInstances(fleet_service_pb2.ListInstancesRequest())
                     got = await remote.fleets.GetInstance(fleet_service_pb2.GetInstanceRequest(instance_id=name))
                     if listed.scrapes[name].state == got.scrape.state == state:
-                        return got.scrape
+                        scrape: instance_pb2.ScrapeStatus = got.scrape
+                        return scrape
                     await asyncio.sleep(0.05)
 
         async def moved(name: str, url: str) -> None:
