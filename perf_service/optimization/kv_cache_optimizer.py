@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from perf_service.models.analysis import Bottleneck, BottleneckType, Cause
 from perf_service.models.metrics import Engine
 from perf_service.models.plan import Optimization, OptimizerKind
 from perf_service.optimization.configs import ConfigLike, KVCacheConfig
-from perf_service.optimization.situation import Situation, merged_values, optimization, relevant, tunable
+from perf_service.optimization.situation import Rule, Situation, merged_values, optimization, proposals, tunable
 
 WATERMARK = 0.02  # ratio of the KV blocks; one to five percent keep a decoding batch from preempting itself
 
@@ -36,21 +36,16 @@ class KVCacheOptimizer:
         Raises InvalidArgumentError for an unknown engine.
         """
         at = situation or Situation.of(instance_type, current_config)
-        found: list[Optimization] = []
-        for bottleneck in relevant(bottlenecks):
-            rule = _rule(bottleneck)
-            for one in rule(bottleneck, at) if rule else ():
-                if one.title not in {o.title for o in found} and (one.advice_only or at.fits_together(one.config_changes)):
-                    found.append(one)
+        found = proposals(bottlenecks, at, _rule)
         return (found, _config(at, found)) if found else ([], None)
 
 
-def _rule(bottleneck: Bottleneck) -> Callable[[Bottleneck, Situation], list[Optimization]] | None:
+def _rule(bottleneck: Bottleneck) -> Rule | None:
     if not tunable(bottleneck):
         return None
     if bottleneck.cause is Cause.UNKNOWN:
         return _bare if bottleneck.type in _KV_TYPES else None
-    rules: dict[Cause, Callable[[Bottleneck, Situation], list[Optimization]]] = {
+    rules: dict[Cause, Rule] = {
         Cause.KV_EXHAUSTED: _exhausted,
         Cause.PREFIX_CACHE_OFF: _prefix_on,
         Cause.PREFIX_CACHE_THRASHING: _thrashing,

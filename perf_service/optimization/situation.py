@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from perf_service.models.analysis import Bottleneck, Cause, Evidence, Severity, Verdict
@@ -229,6 +229,20 @@ class Situation:
 def relevant(bottlenecks: Iterable[Bottleneck]) -> tuple[Bottleneck, ...]:
     """Findings that stand for themselves: symptoms of another finding are cured with it."""
     return tuple(b for b in bottlenecks if b.symptom_of is None)
+
+
+Rule = Callable[[Bottleneck, Situation], list[Optimization]]
+
+
+def proposals(bottlenecks: Iterable[Bottleneck], at: Situation, rule_of: Callable[[Bottleneck], Rule | None]) -> list[Optimization]:
+    """What the rules propose for the findings: each title once, and no change that the present config cannot take."""
+    found: list[Optimization] = []
+    for bottleneck in relevant(bottlenecks):
+        rule = rule_of(bottleneck)
+        for one in rule(bottleneck, at) if rule else ():
+            if one.title not in {o.title for o in found} and (one.advice_only or at.fits_together(one.config_changes)):
+                found.append(one)
+    return found
 
 
 def tunable(bottleneck: Bottleneck) -> bool:
