@@ -4,9 +4,8 @@
     python -m benchmarks.diagnosis --set scoring --json result.json
     python -m benchmarks.diagnosis --captures FOLDER --labels FILE
 
-The seeds of the scoring set follow from the hash of the rules (perf_service/analysis/*.py), which is printed: a set cannot have
-been
-seen before its rules were frozen. ``--seed`` repeats the draw of an earlier hash.
+The seeds of the scoring set follow from the hash of the rules (perf_service/{models,collectors,analysis}), which is printed: a set
+cannot have been seen before its rules were frozen. ``--seed`` repeats the draw of an earlier hash.
 """
 
 from __future__ import annotations
@@ -138,7 +137,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome there")
     options = parser.parse_args()
     began = time.monotonic()
-    print(f"rules {judging.rules_hash()} (perf_service/analysis), simulator {judging.simulation_hash()}")
+    print(f"rules {judging.rules_hash()} (perf_service/{{models,collectors,analysis}}), simulator {judging.simulation_hash()}")
     doctor = None
     if not options.no_doctor:
         try:

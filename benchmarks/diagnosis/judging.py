@@ -71,8 +71,9 @@ def simulation_hash() -> str:
 
 
 def rules_hash() -> str:
-    """Names the rules a result was made with."""
-    return _hash(*(file.read_bytes() for file in sorted((ROOT / "perf_service" / "analysis").glob("*.py"))))
+    """Names the rules a result was made with: all that stands between a page and a verdict."""
+    folders = [ROOT / "perf_service" / name for name in ("analysis", "collectors", "collectors/dialects", "models")]
+    return _hash(*(file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py"))))
 
 
 def _hash(*parts: bytes) -> str:
