@@ -11,6 +11,7 @@ from enum import StrEnum
 from perf_service.analysis.alerts.pack import alert_pack
 from perf_service.analysis.alerts.rules import Alert, Group, PackOptions
 from perf_service.models.analysis import Cause
+from perf_service.models.slo import SLOTarget
 
 INTERVAL = "30s"
 """How often the rules are evaluated; the recorded series that others take means of need several values per range."""
@@ -68,7 +69,7 @@ def command_of(options: PackOptions, form: Form) -> str:
     default = PackOptions(options.engine)
     words = ["perf-service", "alerts", "render", "--engine", options.engine.value]
     if options.objectives != default.objectives:
-        words += [word for o in options.objectives for word in ("--slo", f"{o.metric_name}<{o.target_value:g}")] or ["--no-slo"]
+        words += [word for o in options.objectives for word in ("--slo", _told(o))] or ["--no-slo"]
     for flag, value, usual in (
         ("--selector", options.selector, ""),
         ("--pack", options.name, ""),
@@ -81,6 +82,11 @@ def command_of(options: PackOptions, form: Form) -> str:
     ):
         words += [flag, value] if value != usual else []
     return shlex.join(words)
+
+
+def _told(objective: SLOTarget) -> str:
+    """As the command line takes it: from 100 s on a time needs its unit."""
+    return f"{objective.metric_name}<{objective.target_value:g}{'s' if objective.target_value >= 100 else ''}"
 
 
 def _groups(options: PackOptions, groups: Sequence[Group]) -> list[str]:

@@ -129,6 +129,8 @@ def test_the_file_says_how_it_was_made() -> None:
     assert command_of(options, Form.PROMETHEUS) == expected
     assert expected in render(options)
     assert command_of(PackOptions(Engine.TGI), Form.PROMETHEUS) == "perf-service alerts render --engine tgi"
+    long = command_of(PackOptions(Engine.VLLM, (parse_slo("e2e_p95<120s"),)), Form.PROMETHEUS)
+    assert parse_slo(long.split("'")[1]) == parse_slo("e2e_p95<120s")
 
 
 @pytest.mark.parametrize(
