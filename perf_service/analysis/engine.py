@@ -43,8 +43,9 @@ class AnalysisEngine:
     ) -> Analysis:
         """Analyze one instance.
 
-        `metrics`: a Window; or a series of Snapshots of one instance (its longest span without a restart is used); or one
-        Snapshot, whose lifetime totals are a weaker base and marked so. `engine`: checked against the metrics where given.
+        `metrics`: a Window; or a series of Snapshots of one instance (the time since its last restart is used, else the longest span
+        without one: `overall_window`); or one Snapshot, whose lifetime totals are a weaker base and marked so. `engine`: checked
+        against the metrics where given.
         `slo_targets`: the operator's objectives; without any, built-in latency objectives apply. `config`: launch arguments
         known otherwise; they win over what the pages tell.
 
@@ -71,6 +72,8 @@ class AnalysisEngine:
         elif len(pages) >= _MIN_CHANGE_PAGES and analysis.bottlenecks:
             parts = [window_over(pair) for pair in pairwise(pages)]
             analysis = changes.corrected(analysis, pages, parts, lambda some: _of_pages(window_over(some), some, targets, config))
+            restarts = (i for i in window.quality.issues if i.code is IssueCode.RESET and i not in analysis.quality.issues)
+            analysis = replace(analysis, quality=analysis.quality.plus(*restarts))
         return under_load.told(analysis) if under_load is not None else analysis
 
 

@@ -32,6 +32,8 @@ from perf_service.models.window import GaugeStats, Window
 
 START_TIME_TOLERANCE_SECONDS: Final = 2.0
 """process_start_time_seconds is boot time plus ticks; a clock correction moves it by up to a second without a restart."""
+REQUESTS_TELLING: Final = 20.0
+"""Finished requests from which the time since a restart is judged, and not a longer one before it."""
 GAP_FACTOR: Final = 3.0
 """A pause longer than this many usual intervals is told as a gap."""
 _ANCHORS: Final = frozenset(
@@ -177,7 +179,8 @@ def windows_of(snapshots: Iterable[Snapshot]) -> list[Window]:
 
 
 def overall_window(snapshots: Iterable[Snapshot]) -> Window | None:
-    """One window over the longest span without a restart (the later of two equal ones).
+    """One window over the time since the last restart where enough requests finished in it to tell what is now; else over the longest
+    span without a restart (the later of two equal ones).
 
     A lifetime window where no span has two pages, None where no page is usable.
     """
@@ -191,13 +194,16 @@ def overall_span(snapshots: Iterable[Snapshot]) -> tuple[Window, list[Snapshot]]
     spans = spans_of(given)
     if not spans:
         return None
-    best = max(spans, key=lambda span: (len(span) > 1, _span_seconds(span), len(span), spans.index(span)))
+    longest = max(spans, key=lambda span: (len(span) > 1, _span_seconds(span), len(span), spans.index(span)))
+    tells_enough = len(spans[-1]) > 1 and _finished(spans[-1]) >= REQUESTS_TELLING
+    best = spans[-1] if tells_enough else longest
     window = _window_over(best, restarted=False) if len(best) > 1 else lifetime_window(best[-1])
     notes = []
     if len(spans) > 1:
         text = (
             f"The engine restarted {'once' if len(spans) == 2 else f'{len(spans) - 1} times'} between the pages; "
-            f"the longest span without a restart is used, {len(best)} of {sum(map(len, spans))} pages."
+            f"the {'time since' if tells_enough else 'longest span without a restart'} is used, "
+            f"{len(best)} of {sum(map(len, spans))} pages."
         )
         changed = next((told for a, b in pairwise(spans) if (told := what_changed(a[-1], b[0]))), "")
         if changed:
@@ -214,6 +220,13 @@ def _with_issues(window: Window, issues: list[DataIssue]) -> Window:
     if not issues:
         return window
     return replace(window, quality=window.quality.plus(*issues))
+
+
+def _finished(span: Sequence[Snapshot]) -> float:
+    """Requests that finished within a span, by whichever metric counts most of them."""
+    counted = (span[-1].counters.get(Counter.REQUESTS_SUCCEEDED, 0.0) - span[0].counters.get(Counter.REQUESTS_SUCCEEDED, 0.0),)
+    timed = (page.histograms[Hist.E2E_SECONDS].count if Hist.E2E_SECONDS in page.histograms else 0.0 for page in (span[-1], span[0]))
+    return max(*counted, next(timed) - next(timed))
 
 
 def _span_seconds(span: Sequence[Snapshot]) -> float:

@@ -32,7 +32,7 @@ def measure_sample(series: Series, keys: Iterable[str], *, need_all: bool) -> Me
 
 
 def measure_range(series: Series, keys: Iterable[str], *, need_all: bool = False) -> Measured | None:
-    """A group's measurement over a longer range: the longest span of each replica without a restart.
+    """A group's measurement over a longer range: one span of each replica without a restart (`overall_window`).
 
     With `need_all` a replica without one makes it void: rates are sums over the replicas.
     """

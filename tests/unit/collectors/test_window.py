@@ -224,3 +224,14 @@ def test_what_differs_over_a_restart_is_told() -> None:
     assert (
         "the model (small -> big), block_size (16 -> 32), the start of the process (1970-01-01 00:16:40 -> 1970-01-01 00:19:50 UTC)" in note
     )
+
+
+def test_the_time_since_a_restart_is_what_is_now_once_it_tells_enough() -> None:
+    """An engine that was restarted with other flags is judged by these, however long it ran with the old ones."""
+    before = [page(1100 + 10 * n, tokens=100 * n, done=10 * n) for n in range(9)]
+    for done, start in ((30, 1200), (10, 1100)):
+        after = [page(1200 + 10 * n, tokens=100 * n, done=done * n // 2, start=1190) for n in range(3)]
+        window = overall_window([*before, *after])
+        assert window is not None
+        assert window.start == start
+        assert window.quality.has(IssueCode.RESET)
