@@ -80,6 +80,7 @@ def test_the_first_cause_of_a_run_with_a_fault(scenario: str, cause: Cause) -> N
         "kv_edge_fits",
         "grammar_few",
         "chat_kept",
+        "restart_cured",
     ],
 )
 def test_a_run_without_a_fault_blames_no_flag_and_alarms_nobody(scenario: str) -> None:
