@@ -28,6 +28,7 @@ DEFAULT_MAX_BATCH_SIZE = 256  # sequences
 DEMAND_HEADROOM = 1.25
 # SGLang's hyperparameter tuning guide: about 0.3 where the queue is not empty at a token usage below 0.9, 1.3 against retraction.
 CONSERVATIVENESS_LOW, CONSERVATIVENESS_HIGH = 0.3, 1.3
+SPECULATION = {Engine.VLLM: "speculative_config", Engine.SGLANG: "speculative_algorithm", Engine.TGI: "speculate"}
 ADAPTERS_GROWTH = 4  # each LoRA slot takes memory: not all at once
 
 _BATCHING_TYPES = frozenset({BottleneckType.QUEUE_BUILDUP, BottleneckType.LOW_THROUGHPUT, BottleneckType.BATCH_SIZE_SUBOPTIMAL})
@@ -73,6 +74,7 @@ class BatchingOptimizer:
             Cause.WAITING_NOT_CAPACITY: _more_adapters,
             Cause.UNDER_ADMISSION: _admit_more,
             Cause.KV_EXHAUSTED: _admit_less,
+            Cause.SPECULATION_NOT_PAYING: _draft_no_more,
         }
         return rules.get(bottleneck.cause)
 
@@ -212,6 +214,21 @@ def _more_adapters(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
             risks=("each slot takes accelerator memory that the KV cache loses", "more adapters in a step make it a little longer"),
         )
     ] if change else []  # fmt: skip
+
+
+def _draft_no_more(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
+    knob = SPECULATION[at.engine]
+    change = at.propose(knob, None, "drafts cost more than the tokens that are accepted of them")
+    entry = at.catalogue.get(at.engine, knob)
+    flag = entry.knob.flag if entry else f"--{knob.replace('_', '-')}"
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, "Switch speculative decoding off",
+            "Each draft takes time in the step and is rarely accepted for this traffic"
+            + ("." if change else f": start without {flag}, or with fewer drafted tokens."),
+            change, risks=("latency at small batches rises where drafts of other traffic were accepted",),
+        )
+    ]  # fmt: skip
 
 
 def _admit_more(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:

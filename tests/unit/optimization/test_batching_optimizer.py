@@ -160,3 +160,13 @@ def test_the_reason_says_why_the_limit_is_raised_no_further() -> None:
     change = change_of(found, "max_num_seqs")
     assert f"limited to {change.recommended_value} by the KV cache: " in change.reason
     assert change.reason.endswith("requests of this length fit")
+
+
+def test_drafts_that_nobody_accepts_are_switched_off() -> None:
+    wasted = finding(BottleneckType.HIGH_LATENCY, Cause.SPECULATION_NOT_PAYING)
+    told = situation({"speculative_config": '{"method":"ngram"}'})
+    found, _ = BatchingOptimizer().generate_optimizations([wasted], Engine.VLLM, situation=told)
+    assert change_of(found, "speculative_config").recommended_value is None
+    found, _ = BatchingOptimizer().generate_optimizations([wasted], Engine.VLLM, situation=situation({}))
+    assert [o.advice_only for o in found] == [True]
+    assert "--speculative-config" in found[0].description
