@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from perf_service.analysis import attribution as phase
-from perf_service.analysis import explain, rules_events, rules_prefill, severity, steps, trust
+from perf_service.analysis import explain, rules_events, rules_prefill, rules_stall, severity, steps, trust
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.candidates import Candidate, Harm
 from perf_service.analysis.facts import Facts
@@ -47,7 +47,7 @@ class Detection:
 
 def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapping[Gauge, GaugeStats]] | None = None) -> Detection:
     """Findings of one window. `loads`: gauges by replica or rank, for imbalance."""
-    hang = rules_events.hang(facts)
+    hang = rules_stall.anywhere(rules_stall.hang, facts)
     if hang is not None:
         return Detection((hang,), {Cause.ENGINE_HANG: hang.confidence_ratio})
     found = harms(facts, statuses)
@@ -57,7 +57,7 @@ def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapp
     findings = _ordered(facts, latency, events, uneven)
     if not findings and (unused := _under_use(facts, statuses)) is not None:
         findings = [unused]
-    stall = rules_events.stalled(facts)
+    stall = rules_stall.anywhere(rules_stall.stalled, facts)
     if stall is not None:  # what was measured is of the time in which nothing moved
         findings = [stall, *(replace(f, symptom_of=f.symptom_of or Cause.ENGINE_HANG) for f in findings)]
     confidences = dict(found[0].beliefs()) if found else {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_events, rules_queue, trust, upgrade
+from perf_service.analysis import attribution, changes, detector, facts, health, measure, rules_queue, rules_stall, trust, upgrade
 from perf_service.analysis import thresholds as t
 from perf_service.analysis.load_time import load_time
 from perf_service.analysis.slo_monitor import evaluate
@@ -136,7 +136,7 @@ def _with_replicas(
     for name, (window, pages) in spans.items():
         found = _facts(window, [], config)
         found = trust.trusted(found, trust.gate(found))
-        hang = rules_events.hang(_facts(window, pages[-_HANG_PAGES:], config)) if _stood_still(pages) else None
+        hang = rules_stall.hang(_facts(window, pages[-_HANG_PAGES:], config)) if _stood_still(pages) else None
         scored = health.of(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES), (hang,) if hang is not None else ())
         if hang is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
             analysis = changes.led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
@@ -204,7 +204,7 @@ def _analysis(found: facts.Facts, targets: tuple[SLOTarget, ...], loads: Mapping
     statuses = tuple(attribution.attributed(status, found) for status in statuses)
     if not quality.usable:
         return _blocked(found, quality, statuses)
-    if found.idle and rules_events.hang(found) is None:  # a frozen engine looks idle, were it not for the clients that pile up
+    if found.idle and rules_stall.hang(found) is None:  # a frozen engine looks idle, were it not for the clients that pile up
         if not (window.gauges or window.counters or window.histograms):
             return _blocked(found, quality.plus(_nothing()), statuses)
         return _result(found, quality, statuses, (), None, Verdict.NOTHING_TO_DO, _NO_LOAD)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from perf_service.analysis import rules_events, rules_queue
+from perf_service.analysis import rules_queue, rules_stall
 from perf_service.analysis.facts import Facts
 from perf_service.analysis.slo_monitor import error_count, measure_rate, miss_ratio
 from perf_service.models.analysis import Bottleneck, Cause, HealthPart, HealthStatus, SLOState, SLOStatus, Verdict
@@ -103,7 +103,7 @@ def of(found: Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottle
     """The score of one window. None where nothing was asked of it, and nothing measured that could be judged."""
     total = found.finished + error_count(found.window)
     error_ratio, _ = measure_rate(found.window, "error_ratio")
-    stalled = max((b.current_value for b in bottlenecks if b.metric_name == rules_events.STALLED_SECONDS), default=0.0)
+    stalled = max((b.current_value for b in bottlenecks if b.metric_name == rules_stall.STALLED_SECONDS), default=0.0)
     hung = any(b.cause is Cause.ENGINE_HANG and b.verdict is Verdict.RESTART for b in bottlenecks)
     if not hung and not total and not _present(found) and all(s.state is SLOState.NOT_MEASURED for s in statuses):
         return None

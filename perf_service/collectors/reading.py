@@ -60,6 +60,9 @@ class Reading:
                     self.ranks.setdefault(rank, {})[target] = rank_value * rule.scale
         else:
             self.counters[target] = self.counters.get(target, 0.0) + value
+            if target is Counter.GENERATION_TOKENS and len(best) > 1:  # a rank that hangs beside others is seen in no sum
+                for rank, rank_value in best.items():
+                    self.ranks.setdefault(rank, {})[Gauge.RANK_GENERATION_TOKENS] = rank_value * rule.scale
         if rule.derived:
             self.derived.append(target.value)
 

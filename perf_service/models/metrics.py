@@ -38,6 +38,7 @@ class Gauge(StrEnum):
     SPEC_ACCEPT_LENGTH_TOKENS = "spec_accept_length_tokens"
     LORA_SLOTS_USED = "lora_slots_used"
     LORA_SLOTS_TOTAL = "lora_slots_total"
+    RANK_GENERATION_TOKENS = "rank_generation_tokens"  # total since the start, by data-parallel rank only
     LORA_ADAPTERS_SEEN = "lora_adapters_seen"  # different adapters that requests named since the start
     ENGINE_AWAKE = "engine_awake"
     STARTUP_AVAILABLE_GPU_MEMORY_BYTES = "startup_available_gpu_memory_bytes"

@@ -135,8 +135,13 @@ def test_a_real_overload_asks_for_capacity_and_for_no_flag() -> None:
         assert _analyzed("overload_prefill", **config).verdict is Verdict.SCALE
 
 
-@pytest.mark.xfail(strict=True, reason="a rank that hangs beside one that works is not told: counters are added over the ranks")
 def test_a_rank_that_hangs_beside_one_that_works_is_told() -> None:
-    root = _analyzed("dp2_rank_hung").root_cause
-    assert root is not None
-    assert root.cause is Cause.ENGINE_HANG
+    snapshots = snapshots_of(read_saved(HELD_OUT / "dp2_rank_hung"), "hung")
+    now = AnalysisEngine().analyze(snapshots[:7], "vllm")
+    assert now.root_cause is not None
+    assert (now.root_cause.cause, now.verdict) == (Cause.ENGINE_HANG, Verdict.RESTART)
+    assert "Rank 1 of the engine makes no progress" in now.root_cause.description
+    over = AnalysisEngine().analyze(snapshots, "vllm").root_cause
+    assert over is not None
+    assert over.cause is Cause.ENGINE_HANG
+    assert over.description.startswith("Rank 1 of the engine stood still")

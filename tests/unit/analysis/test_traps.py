@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from perf_service.analysis.engine import AnalysisEngine
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Severity, Verdict
 from perf_service.models.metrics import Counter, Engine, Gauge, Hist, Histogram, Snapshot
 from perf_service.models.slo import SLOTarget
-from perf_service.models.window import Window
+from perf_service.models.window import GaugeStats, Window
 
 
 def causes(analysis: Analysis) -> list[Cause]:
@@ -198,3 +198,21 @@ def test_a_cache_that_was_filled_once_in_its_life_does_not_thrash(window: Callab
     for lifetime in (False, True):
         made = window(means, {Gauge.KV_CAPACITY_TOKENS: [20_000] * 3}, counters, lifetime=lifetime)
         assert (Cause.PREFIX_CACHE_THRASHING in causes(AnalysisEngine().analyze(made))) is not lifetime
+
+
+def _ranks(tokens: Sequence[float], running: Sequence[float]) -> dict[Gauge, GaugeStats]:
+    def stats(values: Sequence[float]) -> GaugeStats:
+        return GaugeStats(sum(values) / len(values), min(values), max(values), values[-1], len(values))
+
+    return {Gauge.RANK_GENERATION_TOKENS: stats(tokens), Gauge.RUNNING_REQUESTS: stats(running)}
+
+
+def test_a_rank_without_a_token_while_others_work_is_a_hang(window: Callable[..., Window]) -> None:
+    working, standing, resting = _ranks([10, 400], [4, 5]), _ranks([70, 70], [2, 2]), _ranks([70, 70], [0, 0])
+    moved = {Counter.GENERATION_TOKENS: 390, Counter.PROCESS_CPU_SECONDS: 9}
+    root = AnalysisEngine().analyze(window(PHASES, counters=moved, ranks={"0": working, "1": standing})).bottlenecks[0]
+    assert (root.cause, root.severity) == (Cause.ENGINE_HANG, Severity.CRITICAL)
+    assert root.description.startswith("Rank 1 of the engine")
+    for other in (working, resting):
+        analysis = AnalysisEngine().analyze(window(PHASES, counters=moved, ranks={"0": working, "1": other}))
+        assert Cause.ENGINE_HANG not in causes(analysis)
