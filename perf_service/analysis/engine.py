@@ -246,7 +246,8 @@ def _conclusion(
             # To spend money takes an objective of the operator or a queue, and a restart more than a guess at a small miss.
             own = any(not s.target.builtin for s in statuses)
             why = "no objective is missed for certain" if own else "only a built-in default is missed, no objective of yours"
-            return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and no queue lasts. {root.description}"
+            queue = "what is seen is small" if rules_queue.saturated(found) else "no queue lasts"
+            return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and {queue}. {root.description}"
         few = found.finished < t.REQUESTS_MIN.value and not found.window.lifetime and root.cause is not Cause.ENGINE_HANG
         if few and found.window.scrapes > 1 and verdict in (Verdict.TUNE, Verdict.SCALE):
             verdict = Verdict.WAIT

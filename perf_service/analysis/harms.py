@@ -33,7 +33,7 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
         decode, prefill = decode + prefill, 0.0  # a short prompt takes as long as the steps of those that decode do
     if rules_decode.drafts_wasted(facts) >= 0.5:
         decode, prefill, before = decode + prefill + before, 0.0, 0.0  # drafts make each step longer, whoever is in it
-    if not queued:
+    if not queued and not _outlasts_steps(facts):
         prefill, queue = prefill + queue, 0.0
     else:
         if queue_weights.prefill_saturation(facts) >= 0.5:
@@ -58,6 +58,14 @@ def harms(facts: Facts, statuses: Sequence[SLOStatus]) -> list[Harm]:
 
 _LIFETIME_IGNORANCE = 0.3
 """Totals since the start mix every load there was: what fits their mean may fit none of them."""
+
+
+def _outlasts_steps(facts: Facts) -> bool:
+    """Whether requests wait longer, on average, than for the end of a step: few may wait at a time, and yet it is not their prefill."""
+    if facts.queue is None or facts.prefill is None or facts.itl is None or facts.finished < t.REQUESTS_MIN.value:
+        return False
+    steps = t.TGI_STEPS_BEFORE_PREFILL.value if facts.engine is Engine.TGI else t.STALL_STEPS.value
+    return (facts.queue_share or 0.0) >= t.QUEUE_SUFFERING_SHARE.value and facts.queue > facts.prefill + steps * facts.itl
 
 
 def _within_a_step(facts: Facts) -> bool:

@@ -14,7 +14,6 @@ from perf_service.models.metrics import Engine, Gauge
 
 def kv_weight(facts: Facts) -> float:
     """How likely the KV cache is what requests wait for."""
-    peak, need = facts.kv_peak, facts.kv_need_ratio
     if facts.engine is Engine.TGI:
         return 0.0  # its gauge is reserved budget, not use: see the reservation limit
     if facts.preemptions:
@@ -22,7 +21,15 @@ def kv_weight(facts: Facts) -> float:
         often = per_request is not None and per_request >= t.PREEMPTIONS_PER_REQUEST.value
         if per_request is not None and often:
             return 0.7 + 0.27 * ramp(per_request, t.PREEMPTIONS_PER_REQUEST.value, t.PREEMPTIONS_PATHOLOGICAL.value)
-        return 0.9 if per_request is None and (peak or 0.0) >= t.KV_FREE_MAX.value else 0.4
+        if per_request is None and (facts.kv_peak or 0.0) >= t.KV_FREE_MAX.value:
+            return 0.9
+        return max(0.4, _fullness(facts))
+    return _fullness(facts)
+
+
+def _fullness(facts: Facts) -> float:
+    """The same by how full the cache was, or how full the requests that ran must have made it."""
+    peak, need = facts.kv_peak, facts.kv_need_ratio
     if peak is not None and peak >= t.KV_FULL.value:
         return 0.85
     if need is not None and need >= t.KV_NEED_FULL.value:

@@ -53,7 +53,10 @@ def _batch_limit(facts: Facts) -> str:
     top = facts.running_top / replicas
     many = f"{number(top)} requests" if replicas > 1 else count_of(top, "request")
     count = f"only {many} run at a time{where}" if top > 0 else "few requests run"
-    free = f" although {percent(1.0 - facts.kv_peak)} of the KV cache stays free" if facts.kv_peak is not None else ""
+    free = ""
+    if facts.kv_peak is not None:
+        left, used = percent(1.0 - facts.kv_peak), percent(facts.kv_peak)
+        free = f" although {left} of the KV cache stays free" if facts.kv_peak < t.KV_FREE_MAX.value else f" (KV use peaks at {used})"
     wait = _wait(facts)
     return f"{count}{free}" + (f": {wait}" if wait else "")
 

@@ -107,6 +107,7 @@ IDLE_PAUSES: Final = Threshold(3.0, "ratio", "and for so many times its longest 
 STALL_SECONDS: Final = Threshold(10.0, "s", "no token for longer than any step or prompt seen needs")
 PILED_UP_CLIENTS: Final = Threshold(5.0, "connections", "more than a scrape, a health probe and an operator's shell open between them")
 STALL_STEPS: Final = Threshold(5.0, "ratio", "times the longest usual pause between tokens")
+TGI_STEPS_BEFORE_PREFILL: Final = Threshold(20.0, "steps", "TGI max_waiting_tokens, default: decode steps before those who wait are let in")
 REQUESTS_MIN: Final = Threshold(5.0, "requests", "fewer finished requests say little about means")
 REQUESTS_CERTAIN: Final = Threshold(20.0, "requests", "a mean of fewer has a standard error above a quarter of its spread")
 LOAD_STEP_RATIO: Final = Threshold(2.0, "ratio", "arrivals or prompt length changed by this factor inside the window")

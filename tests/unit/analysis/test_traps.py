@@ -216,3 +216,36 @@ def test_a_rank_without_a_token_while_others_work_is_a_hang(window: Callable[...
     for other in (working, resting):
         analysis = AnalysisEngine().analyze(window(PHASES, counters=moved, ranks={"0": working, "1": other}))
         assert Cause.ENGINE_HANG not in causes(analysis)
+
+
+def test_a_rare_preemption_takes_no_force_out_of_a_full_cache(window: Callable[..., Window]) -> None:
+    gauges = {
+        Gauge.RUNNING_REQUESTS: [9, 10, 9, 10, 9, 10],
+        Gauge.WAITING_REQUESTS: [16] * 6,
+        Gauge.KV_CACHE_USAGE_RATIO: [0.9] * 5 + [0.97],
+    }
+    for rare in (0, 1):
+        root = AnalysisEngine().analyze(window(QUEUED, gauges, {Counter.PREEMPTIONS: rare})).bottlenecks[0]
+        assert root.cause is Cause.KV_EXHAUSTED
+        assert "stays free" not in root.description
+
+
+def test_few_at_a_time_that_wait_far_longer_than_a_step_wait_for_a_place(window: Callable[..., Window]) -> None:
+    means = {
+        **QUEUED,
+        Hist.TTFT_SECONDS: 0.29,
+        Hist.QUEUE_SECONDS: 0.28,
+        Hist.PREFILL_SECONDS: 0.01,
+        Hist.E2E_SECONDS: 1.29,
+        Hist.ITL_SECONDS: 0.009,
+    }
+    gauges = {
+        Gauge.RUNNING_REQUESTS: [2, 2, 0, 1, 2, 2],
+        Gauge.WAITING_REQUESTS: [0, 1, 0, 0, 1, 1],
+        Gauge.KV_CACHE_USAGE_RATIO: [0.01] * 6,
+    }
+    target = (SLOTarget("ttft_mean", 0.05, "less_than"),)
+    made = window(means, gauges, requests=25, config={"max_num_seqs": 2})
+    assert AnalysisEngine().analyze(made, None, target).bottlenecks[0].cause is Cause.BATCH_LIMIT
+    soon = window({**means, Hist.TTFT_SECONDS: 0.05, Hist.QUEUE_SECONDS: 0.03}, gauges, requests=25, config={"max_num_seqs": 2})
+    assert Cause.BATCH_LIMIT not in causes(AnalysisEngine().analyze(soon, None, target))
