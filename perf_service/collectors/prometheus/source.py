@@ -183,9 +183,8 @@ class PrometheusScrape:
             is_free = not group.queries or (group.has_answered and group.waiting >= group.most and len(group.queries) < QUERIES_AT_ONCE)
             if query is None and is_free:
                 names = self._together(group, value, now)
-                query = asyncio.create_task(self._read(group, names, now))
+                query = asyncio.create_task(self._query(group, names, now))
                 group.queries[query] = frozenset(names)
-                query.add_done_callback(lambda task: group.queries.pop(task, None))
             if query is None:
                 group.waiting += 1
                 try:
@@ -212,6 +211,14 @@ class PrometheusScrape:
         asked_for = {value}.union(*group.queries.values())
         others = [name for name, (_, every) in group.members.items() if name not in asked_for and age(name) > _FRESH_RATIO * every]
         return [value, *sorted(others, key=age, reverse=True)[: group.most - 1]]
+
+    async def _query(self, group: _Group, values: Sequence[str], now: float) -> None:
+        """`_read`, as a task of `group.queries`, which it leaves itself: a callback comes a turn of the loop after the end, and who looks
+        in between finds a query that is over and waits for it without ever giving up its turn."""
+        try:
+            await self._read(group, values, now)
+        finally:
+            group.queries.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
 
     async def _read(self, group: _Group, values: Sequence[str], now: float) -> None:
         """Ask for these members and keep what is said of each; an error is what is said of all of them."""
