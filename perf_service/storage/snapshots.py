@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, case, delete, func, select, update
+from sqlalchemy import Connection, Double, Select, bindparam, case, delete, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from perf_service.models.errors import ErrorReason, StoreError
@@ -38,6 +38,21 @@ _log = logging.getLogger(__name__)
 _COLUMNS: Final = (snapshots.c.taken_at, snapshots.c.snapshot_id, snapshots.c.document)
 
 
+def _insert(dialect: Any) -> Any:
+    """A row, unless its id is there, or its instance at its `moment` (NULL: unknown): an earlier version gave the same moment random ids.
+
+    Row by row within the insert, which a step in the index answers each; a query for a whole group would be a thousand pairs long.
+    """
+    columns = [column.name for column in snapshots.c]
+    there = snapshots.alias().c
+    is_there = exists().where(there.instance_id == bindparam("instance_id"), there.taken_at == bindparam("moment", type_=Double))
+    row = select(*(bindparam(name, type_=snapshots.c[name].type) for name in columns)).where(~is_there)
+    return dialect.insert(snapshots).from_select(columns, row).on_conflict_do_nothing(index_elements=["snapshot_id"])
+
+
+_INSERTS: Final = {"sqlite": _insert(sqlite), "postgresql": _insert(postgresql)}
+
+
 class SnapshotRepository:
     """See `ports.SnapshotStore`. What comes without an id gets one of its instance and time; without a time a random one."""
 
@@ -55,17 +70,21 @@ class SnapshotRepository:
             shapes, added = self._add(connection, [named])
             if added:
                 return shapes, named
-            found = self._first(connection, select(*_COLUMNS).where(snapshots.c.snapshot_id == named.snapshot_id))
+            columns = snapshots.c
+            found = self._first(connection, select(*_COLUMNS).where(columns.snapshot_id == named.snapshot_id))
+            if found is None:
+                moment = (columns.instance_id == named.instance_id, columns.taken_at == named.collected_at)
+                return shapes, self._first(connection, select(*_COLUMNS).where(*moment)) or named
             if snapshot.snapshot_id and found != named:
                 raise ValueError(f"snapshot_id {named.snapshot_id!r} is taken by another document, and stored documents never change")
-            return shapes, found or named
+            return shapes, found
 
         shapes, stored = await self._db.write(work)
         self._stored_shapes.update(shapes)
         return stored
 
     async def add_snapshots(self, group: Sequence[Snapshot]) -> int:
-        """Store scrapes in one transaction, all or none; how many were new. One whose id is there already is passed over."""
+        """Store scrapes in one transaction, all or none; how many were new. One whose id or moment is there already is passed over."""
         named = [self._named(snapshot) for snapshot in group]
         if not named:
             return 0
@@ -263,6 +282,7 @@ class SnapshotRepository:
                     "snapshot_id": snapshot.snapshot_id,
                     "instance_id": snapshot.instance_id,
                     "taken_at": taken_at,
+                    "moment": snapshot.collected_at,
                     "document": document,
                     "started_at": snapshot.process_start_time,
                     "progress": progress_of(snapshot),
@@ -274,9 +294,7 @@ class SnapshotRepository:
                 shapes[shape.key] = (shape, max(until, taken_at + _SHAPE_SLACK_SECONDS, now + _SHAPE_SLACK_SECONDS))
         if shapes:
             _upsert_shapes(connection, shapes)
-        dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-        insert = dialect.insert(snapshots).on_conflict_do_nothing(index_elements=["snapshot_id"])
-        added = connection.execute(insert, rows, execution_options={"preserve_rowcount": True}).rowcount
+        added = connection.execute(_INSERTS[connection.dialect.name], rows, execution_options={"preserve_rowcount": True}).rowcount
         return {key: until for key, (_, until) in shapes.items()}, added
 
     def _first(self, connection: Connection, query: Select[Any]) -> Snapshot | None:

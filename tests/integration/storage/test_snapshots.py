@@ -81,6 +81,14 @@ async def test_a_moment_of_an_instance_is_stored_once_whoever_saw_it(store: SqlS
     assert await store.add_snapshots([snapshot(None), snapshot(None)]) == 2
 
 
+async def test_a_moment_that_an_earlier_version_stored_under_a_random_id_is_not_stored_again(store: SqlStore) -> None:
+    old = [await store.add_snapshot(replace(snapshot(at, "old"), snapshot_id=f"snap-random-{at}")) for at in (1.25, 1.5)]
+    again = [snapshot(1.25, "old"), snapshot(1.5, "old"), snapshot(1.75, "old"), snapshot(1.25, "new")]
+    assert await store.add_snapshots(again) == 2
+    assert await store.add_snapshot(snapshot(1.5, "old", value=2.0)) == old[1]
+    assert [s.snapshot_id for s in await store.snapshots_between("old", 0.0, 1.5)] == [s.snapshot_id for s in old]
+
+
 async def test_retention(store: SqlStore) -> None:
     for at in range(0, 100, 10):
         await store.add_snapshot(snapshot(float(at)))
