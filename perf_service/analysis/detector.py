@@ -58,8 +58,12 @@ def detect(facts: Facts, statuses: Sequence[SLOStatus], loads: Mapping[str, Mapp
     if not findings and (unused := _under_use(facts, statuses)) is not None:
         findings = [unused]
     stall = rules_stall.anywhere(rules_stall.stalled, facts)
-    if stall is not None:  # what was measured is of the time in which nothing moved
-        findings = [stall, *(replace(f, symptom_of=f.symptom_of or Cause.ENGINE_HANG) for f in findings)]
+    if stall is not None:
+        whole = facts.window.duration_seconds or 0.0
+        if findings and stall.current_value < t.STALL_MATERIAL.value * whole:
+            findings.append(replace(stall, severity=Severity.MEDIUM))  # too short to be why the rest is as it is
+        else:  # what was measured is of the time in which nothing moved
+            findings = [stall, *(replace(f, symptom_of=f.symptom_of or Cause.ENGINE_HANG) for f in findings)]
     confidences = dict(found[0].beliefs()) if found else {}
     if findings and findings[0].cause not in confidences:
         confidences[findings[0].cause] = findings[0].confidence_ratio

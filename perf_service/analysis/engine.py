@@ -61,7 +61,7 @@ class AnalysisEngine:
         analysis = _of_pages(window, pages, targets, config)
         if blind is not None:
             return analysis
-        hangs = any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks)
+        hangs = analysis.verdict is Verdict.RESTART
         under_load = None if hangs else load_time([pages])
         if under_load is not None:
             window, pages = under_load.of(window, pages)
@@ -138,7 +138,7 @@ def _with_replicas(
         found = trust.trusted(found, trust.gate(found))
         hang = rules_stall.hang(_facts(window, pages[-_HANG_PAGES:], config)) if _stood_still(pages) else None
         scored = health.of(found, evaluate(window, targets or t.BUILTIN_OBJECTIVES), (hang,) if hang is not None else ())
-        if hang is not None and not any(b.cause is Cause.ENGINE_HANG for b in analysis.bottlenecks):
+        if hang is not None and analysis.verdict is not Verdict.RESTART:
             analysis = changes.led_by(analysis, replace(hang, description=f"Replica {name}: {hang.description}"))
         if scored is not None:
             scores[name] = scored
@@ -232,6 +232,11 @@ def _blocked(found: facts.Facts, quality: DataQuality, statuses: tuple[SLOStatus
 _CAPACITY = (Cause.PREFILL_COMPUTE, Cause.DECODE_BOUND, Cause.OVERLOAD)
 
 
+def _worth_a_change(found: Bottleneck) -> bool:
+    stands = found.symptom_of is None and found.verdict is Verdict.TUNE and found.severity is not Severity.LOW
+    return stands and found.confidence_ratio >= t.CONFIDENCE_FOR_A_NOTE.value
+
+
 def _conclusion(
     found: facts.Facts, statuses: Sequence[SLOStatus], bottlenecks: Sequence[Bottleneck], scored: health.Scored | None
 ) -> tuple[Verdict, str]:
@@ -245,6 +250,9 @@ def _conclusion(
         if not certain and (costs or guess):
             # To spend money takes an objective of the operator or a queue, and a restart more than a guess at a small miss.
             own = any(not s.target.builtin for s in statuses)
+            other = next((b for b in bottlenecks[1:] if _worth_a_change(b)), None)
+            if other is not None:
+                return Verdict.TUNE, other.description
             why = "no objective is missed for certain" if own else "only a built-in default is missed, no objective of yours"
             queue = "what is seen is small" if rules_queue.saturated(found) else "no queue lasts"
             return Verdict.NOTHING_TO_DO, f"Nothing to do: {why}, and {queue}. {root.description}"

@@ -39,14 +39,15 @@ def recommendation(cause: Cause, facts: Facts, verdict: Verdict = Verdict.TUNE) 
     limit, budget, memory = SEQUENCE_LIMIT[engine], TOKEN_BUDGET[engine], MEMORY_SHARE[engine]
     prefix = "remove --disable-radix-cache" if engine is Engine.SGLANG else "set enable_prefix_caching"
     cap = facts.config.number("long_prefill_token_threshold")
-    if cap and (facts.token_budget is None or cap < facts.token_budget):
-        budget = "long_prefill_token_threshold"  # the smaller of the two cuts the prompts
+    raised = f"Raise {budget}"
+    if cap and facts.token_budget is not None and cap < facts.token_budget:
+        raised = "Take long_prefill_token_threshold off or raise it"  # the smaller of the two cuts the prompts
     texts = {
         Cause.BATCH_LIMIT: f"Raise {limit}: requests wait for a place while KV cache is free.",
         Cause.KV_EXHAUSTED: f"Give the KV cache more room ({memory}, an fp8 KV cache after a quality check, more GPUs) "
         f"or admit fewer requests; "
         f"raising {limit} makes it worse.",
-        Cause.TOKEN_BUDGET_TOO_SMALL: f"Raise {budget}: prompts are cut into many small steps. Time between tokens may rise a little.",
+        Cause.TOKEN_BUDGET_TOO_SMALL: f"{raised}: prompts are cut into many small steps. Time between tokens may rise a little.",
         Cause.TOKEN_BUDGET_TOO_LARGE: f"Lower {budget} one step: long prompts stall running decodes. The first token will come later.",
         Cause.PREFILL_COMPUTE: "Prefill is compute bound: add a replica, shard over more GPUs, or let prompts share prefixes.",
         Cause.DECODE_BOUND: f"Decoding is bound by batch size and memory bandwidth: add a replica, quantise, "

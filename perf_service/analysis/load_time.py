@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from perf_service.analysis import thresholds as t
 from perf_service.collectors.window import window_over
-from perf_service.models.analysis import Analysis, Verdict
+from perf_service.models.analysis import Analysis, Cause, Verdict
 from perf_service.models.metrics import Counter, DataIssue, Gauge, Hist, IssueCode, IssueLevel, Snapshot
 from perf_service.models.units import seconds
 from perf_service.models.window import Window
@@ -50,7 +50,8 @@ class LoadTime:
         analysis = replace(analysis, quality=analysis.quality.plus(note))
         if self.ended_seconds_ago is None:
             return analysis
-        if analysis.verdict is Verdict.SCALE:
+        too_large = analysis.root_cause is not None and analysis.root_cause.cause is Cause.UNDER_USE  # an idle one all the more
+        if analysis.verdict is Verdict.SCALE and not too_large:
             return replace(analysis, verdict=Verdict.WAIT, summary=f"Wait: {note.message} {analysis.summary}")
         return replace(analysis, summary=f"{analysis.summary} {note.message}")
 

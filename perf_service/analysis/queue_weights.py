@@ -42,13 +42,22 @@ def _fullness(facts: Facts) -> float:
     return 0.02 if peak is not None else 0.2
 
 
+def _turns_of_adapters(facts: Facts) -> float:
+    """More adapters were asked for than a step holds; whether it was they that requests waited for, no scrape saw. Nothing where
+    something else is seen to be short."""
+    at_limit = facts.sequence_limit is not None and facts.running_top >= 0.9 * facts.sequence_limit
+    if at_limit or facts.preemptions or (facts.kv_peak or 0.0) >= t.KV_FREE_MAX.value:
+        return 0.0
+    return 0.6 * (1.0 - (facts.pinning.tightness if facts.pinning else 0.0))
+
+
 def _room_for(facts: Facts, peak: float) -> float:
     """How many more requests of the mean length fit into what is left of the KV cache at its fullest; they take whole blocks."""
     gauge, prompt, output = facts.window.gauge(Gauge.KV_CAPACITY_TOKENS), facts.prompt_tokens, facts.output_tokens
     if gauge is None or gauge.mean <= 0 or prompt is None or output is None or facts.window.replicas > 1:
         return math.inf
     block = facts.config.number("block_size") or facts.config.number("page_size") or 1.0
-    return (1.0 - peak) * gauge.mean / (block * math.ceil((prompt + output) / block))
+    return (1.0 - peak) * gauge.mean / (block * max(1, math.ceil((prompt + output) / block)))
 
 
 def prefill_saturation(facts: Facts) -> float:
@@ -151,7 +160,7 @@ def deferred_weight(facts: Facts) -> float:
     if facts.deferred_share is not None and facts.deferred_share > t.DEFERRED_MIN.value:
         return 3.0 * ramp(facts.deferred_share, t.DEFERRED_MIN.value, 0.7)
     if facts.adapters_short and facts.deferred_share is None:
-        return 1.0  # adapters had to take turns; whether it was they that requests waited for, no scrape saw
+        return _turns_of_adapters(facts)
     used, total = facts.window.gauge(Gauge.LORA_SLOTS_USED), facts.window.gauge(Gauge.LORA_SLOTS_TOTAL)
     if used is not None and total is not None and total.mean > 0 and (facts.kv_peak or 0.0) < t.KV_FREE_MAX.value:
         return 0.5 * ramp(used.mean / total.mean, 0.9, 1.0)  # every adapter slot is taken: the next adapter must wait

@@ -124,11 +124,13 @@ def _cpu(facts: Facts) -> Candidate:
 
 
 def drafts_wasted(facts: Facts) -> float:
-    """How certain it is that speculation is nothing but cost: next to no draft token accepted, in many drafts."""
+    """How certain it is that speculation is nothing but cost: next to no draft token accepted, in drafts at a good part of the steps."""
     drafts, accepted = facts.window.delta(Counter.SPEC_DRAFTS), facts.window.delta(Counter.SPEC_ACCEPTED_TOKENS)
     if not drafts or accepted is None or drafts < t.SPEC_DRAFTS_TELLING.value:
         return 0.0
-    return ramp(accepted / drafts, t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, t.SPEC_ACCEPTED_PER_DRAFT_NONE.value)
+    tokens = facts.window.delta(Counter.GENERATION_TOKENS)
+    often = ramp(drafts / tokens, 0.2, 0.5) if tokens else 0.0  # a sequence has a draft a step at most; rare ones cost next to nothing
+    return often * ramp(accepted / drafts, t.SPEC_ACCEPTED_PER_DRAFT_MIN.value, t.SPEC_ACCEPTED_PER_DRAFT_NONE.value)
 
 
 def _speculation(facts: Facts) -> Candidate:

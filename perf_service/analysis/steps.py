@@ -61,7 +61,7 @@ def chunks(facts: Facts) -> Chunks:
         most = max(1.0, prefill / facts.itl)
     if _whole_prompt_pauses(facts) or (prompts_per_step(facts) or 0.0) >= t.WHOLE_PROMPTS.value:
         return Chunks(1.0 if least > 2.0 else least, min(most, 2.0)) if least <= 3.0 else Chunks()
-    if facts.computed_tokens and facts.computed_tokens / least < max(t.BUDGET_LEAST.value, facts.running_top):
+    if facts.computed_tokens and facts.computed_tokens / least < max(t.BUDGET_LEAST.value, _running_in_one(facts)):
         least = 1.0  # no such budget: something else stretches the prefill (an adapter that is loaded, a slow first step)
     return Chunks(least if least <= most else max(1.0, 0.5 * most), most)  # beyond the other bound it is mostly noise
 
@@ -103,15 +103,20 @@ def prompts_per_step(facts: Facts) -> float | None:
     if steps is None or prompt is None or facts.engine is not Engine.VLLM or (facts.hit_ratio or 0.0) > 0.2:
         return None
     for bound, below in zip(steps.bounds, steps.cumulative, strict=True):
-        if bound < (2.0 if facts.window.lifetime else 1.2) * facts.running_top:  # the mean of a life, or the most seen
+        if bound < (2.0 if facts.window.lifetime else 1.2) * _running_in_one(facts):  # the mean of a life, or the most seen
             continue
         shorter = facts.window.attainment(Hist.PROMPT_TOKENS, bound)
         with_prompts = steps.count - below
         if bound > 0.7 * prompt or shorter is None or with_prompts < t.REQUESTS_CERTAIN.value:
             return None
         found = facts.started * (1.0 - shorter.high) / with_prompts
-        return found if found <= max(1.0, facts.running_top) else None
+        return found if found <= max(1.0, _running_in_one(facts)) else None
     return None
+
+
+def _running_in_one(facts: Facts) -> float:
+    """Most requests running in one engine: steps are not those of a fleet or of several ranks."""
+    return facts.running_top / facts.limit_holders
 
 
 def _phases_lag(facts: Facts) -> bool:
@@ -160,7 +165,8 @@ def prompt_part(facts: Facts) -> float:
         return 1.0
     cut = chunks(facts)
     tokens = max(1.0, occupancy) * prompt / (1.0 if math.isinf(cut.most) else cut.likely)
-    return tokens / (tokens + max(0.0, running - occupancy) * DECODE_COST_TOKENS)
+    whole = tokens + max(0.0, running - occupancy) * DECODE_COST_TOKENS
+    return tokens / whole if whole > 0 else 0.0
 
 
 def interference_share(facts: Facts) -> float:

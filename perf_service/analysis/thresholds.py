@@ -106,6 +106,7 @@ IDLE_SECONDS: Final = Threshold(30.0, "s", "idle before or after a load for so l
 IDLE_PAUSES: Final = Threshold(3.0, "ratio", "and for so many times its longest pause: of 100 Poisson arrivals one in 10^6 is so late")
 STALL_SECONDS: Final = Threshold(10.0, "s", "no token for longer than any step or prompt seen needs")
 PILED_UP_CLIENTS: Final = Threshold(5.0, "connections", "more than a scrape, a health probe and an operator's shell open between them")
+STALL_MATERIAL: Final = Threshold(0.1, "ratio", "share of a window stood still from which its means are of the standstill")
 STALL_STEPS: Final = Threshold(5.0, "ratio", "times the longest usual pause between tokens")
 TGI_STEPS_BEFORE_PREFILL: Final = Threshold(20.0, "steps", "TGI max_waiting_tokens, default: decode steps before those who wait are let in")
 REQUESTS_MIN: Final = Threshold(5.0, "requests", "fewer finished requests say little about means")

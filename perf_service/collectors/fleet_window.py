@@ -30,6 +30,9 @@ NOT_ADDITIVE: Final = frozenset(
 )
 """Gauges of which a fleet has a mean, not a sum."""
 
+LARGEST: Final = frozenset({Gauge.LORA_ADAPTERS_SEEN})
+"""Gauges of which the replica with the most counts: the same adapter on each of them is one adapter."""
+
 
 def fleet_window(fleet_id: str, windows: Sequence[Window]) -> Window:
     """The replicas' windows as one: differences added, histograms added, gauges added or averaged by their nature.
@@ -125,7 +128,7 @@ def _gauges(parts: Sequence[Mapping[Gauge, GaugeStats]]) -> dict[Gauge, GaugeSta
             mean=math.fsum(stat.mean for stat in stats) / weight,
             min=min(stat.min for stat in stats) if is_mean else math.fsum(stat.min for stat in stats),
             max=max(stat.max for stat in stats) if is_mean else math.fsum(stat.max for stat in stats),
-            last=math.fsum(stat.last for stat in stats) / weight,
+            last=max(stat.last for stat in stats) if gauge in LARGEST else math.fsum(stat.last for stat in stats) / weight,
             samples=sum(stat.samples for stat in stats),
             nonzero_share=max(stat.nonzero_share for stat in stats),
         )

@@ -9,6 +9,13 @@ from perf_service.models.metrics import Snapshot
 _CHANGES_TOLD = 4
 
 
+_LAST_PLAUSIBLE = 4e9  # unix seconds, in the year 2096; what is larger is in milliseconds, or nothing
+
+
+def _plausible(start: float | None) -> float | None:
+    return start if start is not None and 0.0 < start < _LAST_PLAUSIBLE else None
+
+
 def what_changed(before: Snapshot, after: Snapshot) -> str:
     """How two pages on both sides of a restart differ: another model or version is another run, perhaps of another server."""
     told = [
@@ -24,7 +31,7 @@ def what_changed(before: Snapshot, after: Snapshot) -> str:
     told += flags[:_CHANGES_TOLD]
     if len(flags) > _CHANGES_TOLD:
         told.append(f"{len(flags) - _CHANGES_TOLD} more flags")
-    started = [page.process_start_time for page in (before, after)]
+    started = [_plausible(page.process_start_time) for page in (before, after)]
     if started[0] is not None and started[1] is not None and started[0] != started[1]:
         old, new = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M:%S") for t in started if t is not None)
         told.append(f"the start of the process ({old} -> {new} UTC)")

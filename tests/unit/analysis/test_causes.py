@@ -170,10 +170,18 @@ def test_long_prompts_that_give_way_already_hold_up_nobody(window: Make) -> None
     assert root(given) is not Cause.HEAD_OF_LINE_BLOCKING
 
 
-@pytest.mark.parametrize(("accepted", "cause"), [(40.0, Cause.SPECULATION_NOT_PAYING), (5500.0, Cause.PREFILL_COMPUTE)])
-def test_drafts_that_are_never_accepted_cost_every_step(window: Make, accepted: float, cause: Cause) -> None:
+@pytest.mark.parametrize(
+    ("accepted", "tokens", "cause"),
+    [
+        (40.0, 9_000.0, Cause.SPECULATION_NOT_PAYING),
+        (5500.0, 9_000.0, Cause.PREFILL_COMPUTE),
+        (40.0, 500_000.0, Cause.PREFILL_COMPUTE),  # hardly a step has a draft
+    ],
+)
+def test_drafts_that_are_never_accepted_cost_every_step(window: Make, accepted: float, tokens: float, cause: Cause) -> None:
     """First token and tokens alike: each step checks the drafts of all that run. No objective on decoding need be missed."""
     counters = {Counter.SPEC_DRAFTS: 6900.0, Counter.SPEC_DRAFT_TOKENS: 54_778.0, Counter.SPEC_ACCEPTED_TOKENS: accepted}
+    counters[Counter.GENERATION_TOKENS] = tokens
     found = AnalysisEngine().analyze(window(SLOW_FIRST, {Gauge.RUNNING_REQUESTS: [2] * 5}, counters))
     assert found.bottlenecks[0].cause is cause
     assert (found.bottlenecks[0].confidence_ratio > 0.85) or cause is not Cause.SPECULATION_NOT_PAYING

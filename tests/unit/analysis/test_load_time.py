@@ -86,3 +86,25 @@ def test_nobody_is_sent_for_capacity_when_the_load_is_over() -> None:
     during, after = AnalysisEngine().analyze(pages, slo_targets=goal), AnalysisEngine().analyze([*pages, *tail], slo_targets=goal)
     assert (during.verdict, after.verdict) == (Verdict.SCALE, Verdict.WAIT)
     assert after.summary.startswith("Wait: The load ended")
+
+
+def test_one_short_standstill_in_an_hour_hides_nothing() -> None:
+    pages = [page(15.0 * n, 30.0 * (n if n < 100 else n - 1), running=4, waiting=12) for n in range(240)]
+    analysis = AnalysisEngine().analyze(pages, slo_targets=[SLOTarget("ttft", 0.5, "less_than")])
+    assert analysis.root_cause is not None
+    assert (analysis.root_cause.cause, analysis.verdict) == (Cause.BATCH_LIMIT, Verdict.TUNE)
+    assert Cause.ENGINE_HANG in {b.cause for b in analysis.bottlenecks}  # told all the same
+
+
+@pytest.mark.parametrize("start", [1.7e12, 1e300])
+def test_a_start_of_the_process_that_is_no_date_breaks_nothing(start: float) -> None:
+    before = [replace(one, process_start_time=start) for one in run(0, 4, 0)]
+    after = [replace(one, collected_at=100.0 + (one.collected_at or 0.0), process_start_time=start * 1.5) for one in run(0, 4, 0)]
+    assert AnalysisEngine().analyze([*before, *after]).quality.has(IssueCode.RESET)
+
+
+def test_an_engine_that_has_too_little_to_do_has_too_little_when_idle() -> None:
+    pages = [page(10.0 * n, n, running=0.2, mean=0.01) for n in range(61)]
+    assert AnalysisEngine().analyze(pages).verdict is Verdict.SCALE
+    idle = [page(600.0 + 10.0 * n, 60, running=0, mean=0.01) for n in range(1, 61)]
+    assert AnalysisEngine().analyze([*pages, *idle]).verdict is Verdict.SCALE

@@ -249,3 +249,17 @@ def test_few_at_a_time_that_wait_far_longer_than_a_step_wait_for_a_place(window:
     assert AnalysisEngine().analyze(made, None, target).bottlenecks[0].cause is Cause.BATCH_LIMIT
     soon = window({**means, Hist.TTFT_SECONDS: 0.05, Hist.QUEUE_SECONDS: 0.03}, gauges, requests=25, config={"max_num_seqs": 2})
     assert Cause.BATCH_LIMIT not in causes(AnalysisEngine().analyze(soon, None, target))
+
+
+def test_adapters_are_not_blamed_where_something_else_is_short(window: Callable[..., Window]) -> None:
+    gauges = {
+        Gauge.RUNNING_REQUESTS: [8] * 6,
+        Gauge.WAITING_REQUESTS: [12] * 6,
+        Gauge.KV_CACHE_USAGE_RATIO: [0.1] * 6,
+        Gauge.LORA_ADAPTERS_SEEN: [2] * 6,
+    }
+    config = {"max_loras": 1, "max_num_seqs": 8}
+    assert AnalysisEngine().analyze(window(QUEUED, gauges, config=config)).bottlenecks[0].cause is Cause.BATCH_LIMIT
+    full = {**gauges, Gauge.KV_CACHE_USAGE_RATIO: [0.99] * 6}
+    found = AnalysisEngine().analyze(window(QUEUED, full, {Counter.PREEMPTIONS: 60}, config={"max_loras": 1}))
+    assert found.bottlenecks[0].cause is Cause.KV_EXHAUSTED

@@ -67,3 +67,9 @@ def test_nonsense_is_refused() -> None:
         fleet_window("f", [])
     with pytest.raises(InvalidArgumentError, match="one engine"):
         fleet_window("f", [replica("a", 1, 0.1, 1), replace(replica("b", 1, 0.1, 1), engine=Engine.TGI)])
+
+
+def test_the_same_adapter_on_each_replica_is_one_adapter() -> None:
+    seen = {Gauge.LORA_ADAPTERS_SEEN: GaugeStats(1, 1, 1, 1, 3)}
+    one, other = (replace(replica(name, 1, 0.1, 10), gauges=seen) for name in "ab")
+    assert fleet_window("f", [one, other]).gauges[Gauge.LORA_ADAPTERS_SEEN].last == 1
