@@ -127,9 +127,9 @@ def _computed(window: Window) -> float | None:
 def _prefill(windows: Sequence[Window], budget: float | None, decoding: Sequence[Observation]) -> Observation | None:
     """Mean time from a request's first step to its first token: the step or steps that its prompt took."""
     parts = [(h, w) for w in windows if (h := w.histograms.get(Hist.PREFILL_SECONDS)) and h.count > 0]
-    count = sum(h.count for h, _ in parts)
-    if count < 3:
-        return None
+    count, seconds = sum(h.count for h, _ in parts), sum(h.sum for h, _ in parts)
+    if count < 3 or seconds <= 0:
+        return None  # no step takes no time: the page rounds it, or does not fill the metric in
     lengths = [
         (m, w.count(Hist.PREFILL_SECONDS)) for _, w in parts if (m := w.mean(Hist.PREFILL_COMPUTED_TOKENS) or w.mean(Hist.PROMPT_TOKENS))
     ]
@@ -142,7 +142,7 @@ def _prefill(windows: Sequence[Window], budget: float | None, decoding: Sequence
     # Among many, prompts share steps in numbers that no page tells: then the time of one says little of its own tokens.
     if beside > _CROWD:
         return None
-    return Observation(sum(h.sum for h, _ in parts) / count, steps, beside, tokens, 0.25 if budget or tokens < 512 else 0.5)
+    return Observation(seconds / count, steps, beside, tokens, 0.25 if budget or tokens < 512 else 0.5)
 
 
 def fit(observations: Sequence[Observation], prior: Prior) -> StepFit | None:

@@ -82,6 +82,16 @@ def test_an_unknown_budget_that_nothing_shows_to_bind_is_taken_not_to() -> None:
 # ---- Step times ----
 
 
+def test_a_prefill_time_that_is_not_filled_in_tells_nothing() -> None:
+    window = overall("b_queue_bad_r2")
+    prefill = window.histograms[Hist.PREFILL_SECONDS]
+    empty = replace(window, histograms={**window.histograms, Hist.PREFILL_SECONDS: replace(prefill, sum=0.0)})
+    found = observations_of([empty], 64)
+    assert found
+    assert all(o.seconds > 0 for o in found)
+    assert fit(found, CPU_PRIOR) is not None
+
+
 def test_few_points_leave_the_growth_open() -> None:
     one = fit([Observation(0.0137, 1.0, 2.0, 2.5, 0.1)], UNKNOWN_PRIOR)
     assert one is not None
