@@ -111,6 +111,8 @@ class BatchingOptimizer:
         demand = max(at.demand or 0.0, bottleneck.current_value if bottleneck.metric_name == "demand" else 0.0)
         wanted = power_of_two_at_least(demand * DEMAND_HEADROOM) if demand > present else int(2 * present)
         target = min(wanted, self._ceiling(at))
+        if knob != at.knobs.sequences:  # within max_num_seqs, which was launched with more
+            target = min(target, int(at.number(at.knobs.sequences) or target))
         if target <= present:
             return [self._at_ceiling(bottleneck, at, present)]
         reason = f"{demand:.0f} requests were there at once, {present:.0f} may run" if demand else f"the limit of {present:.0f} binds"
@@ -126,6 +128,8 @@ class BatchingOptimizer:
             return (
                 f"{target} is enough for them, with a quarter to spare" if by_demand else "one doubling at a time: no more demand was seen"
             )
+        if target == at.number(at.knobs.sequences):
+            return f"limited to {target} by {at.knobs.sequences}"
         capacity, per_request = at.kv_capacity_tokens, at.tokens_per_request
         if capacity and per_request and target < self.max_batch_size:
             return f"limited to {target} by the KV cache: {capacity / per_request:.0f} requests of this length fit"

@@ -126,6 +126,12 @@ def test_the_narrower_admission_limit_is_the_one_raised() -> None:
     assert {c.parameter for o in found for c in o.config_changes} == {"max_num_active_seqs"}
 
 
+def test_the_narrower_admission_limit_is_raised_up_to_the_wider_one() -> None:
+    change = change_of(batch_limit(max_num_seqs=32, max_num_active_seqs=2), "max_num_active_seqs")
+    assert change.recommended_value == 32, "64 would be wanted, and has no effect above max_num_seqs"
+    assert "limited to 32 by max_num_seqs" in change.reason
+
+
 def test_under_admission_lowers_conservativeness_once() -> None:
     at = situation({}, Engine.SGLANG, "0.5.23")
     found, _ = BatchingOptimizer().generate_optimizations([finding(cause=Cause.UNDER_ADMISSION)], Engine.SGLANG, situation=at)
