@@ -94,6 +94,8 @@ def budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     losers = ("ttft_seconds", "throughput_tokens_per_second")
     if at.engine is Engine.SGLANG:
         mixed = at.propose("enable_mixed_chunk", True, "decodes ride along with a prefill chunk instead of waiting for it")
+        if present is not None and present < 0:
+            return _chunks(bottleneck, at, mixed)
         if mixed:
             found.append(
                 optimization(
@@ -104,15 +106,29 @@ def budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     if target >= floor and (binding is None or target < binding):
         seen = f"; steps hold up to {binding:.0f} tokens" if binding is not None else ""
         change = at.propose(knob, target, f"decoding requests wait for a step full of prompt tokens{seen}")
-        if change:
+        chunked = _chunking_on(at, "a budget below the longest prompt needs prompts in chunks")
+        if change and (chunked or not _whole(at)):
             found.append(
                 optimization(
                     OptimizerKind.BATCHING, bottleneck, f"Lower {knob} to {target}",
                     f"Smaller prefill chunks ({target} tokens a step) shorten the stalls of requests that decode.",
-                    change, risks=("first tokens come later and prompts need more steps",), losers=losers,
+                    change, chunked, risks=("first tokens come later and prompts need more steps",), losers=losers,
                 )
             )  # fmt: skip
     return found
+
+
+def _chunks(bottleneck: Bottleneck, at: Situation, mixed: ConfigChange | None) -> list[Optimization]:
+    """SGLang told to take prompts whole: no chunk is there for decodes to ride along with, so the chunks come with it."""
+    knob = at.knobs.token_budget
+    change = at.propose(knob, TOKEN_BUDGET_LOW, "decoding requests wait for whole prompts: chunking is off")
+    return [
+        optimization(
+            OptimizerKind.BATCHING, bottleneck, f"Cut prompts into chunks of {TOKEN_BUDGET_LOW} tokens",
+            "A long prompt stops decoding until all of it is computed; in chunks, decodes ride along with each.", change, mixed,
+            risks=("first tokens come later and prompts need more steps",), losers=("ttft_seconds", "throughput_tokens_per_second"),
+        )
+    ] if change else []  # fmt: skip
 
 
 def head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
@@ -121,9 +137,7 @@ def head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     present = at.number("long_prefill_token_threshold")
     if present and present <= threshold:
         return [_apart(bottleneck)]  # long prompts go in small pieces already
-    mixed = None
-    if at.engine is Engine.VLLM and at.config.get("enable_chunked_prefill") is False:
-        mixed = at.propose("enable_chunked_prefill", True, "a long prompt holds the engine for one whole step")
+    mixed = _chunking_on(at, "a long prompt holds the engine for one whole step")
     change = at.propose("long_prefill_token_threshold", threshold, "long prompts keep short ones from their first token")
     if change:
         return [
@@ -140,6 +154,15 @@ def head_of_line(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
         else ""
     )
     return [_apart(bottleneck, unsure)]
+
+
+def _whole(at: Situation) -> bool:
+    """Whether vLLM is told to take prompts whole: it then starts only with a budget of max_model_len or more."""
+    return at.engine is Engine.VLLM and at.config.get("enable_chunked_prefill") is False
+
+
+def _chunking_on(at: Situation, reason: str) -> ConfigChange | None:
+    return at.propose("enable_chunked_prefill", True, reason) if _whole(at) else None
 
 
 def _apart(bottleneck: Bottleneck, more: str = "") -> Optimization:

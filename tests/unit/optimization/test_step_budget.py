@@ -43,6 +43,21 @@ def test_sglang_mixes_decodes_into_prefill_against_spikes() -> None:
     assert change_of(found, "enable_mixed_chunk").recommended_value is True
 
 
+def test_a_budget_below_the_longest_prompt_comes_with_chunks() -> None:
+    """Without them vLLM does not start, whether or not max_model_len is told; SGLang has no chunk for decodes to ride along with."""
+    stalls = finding(BottleneckType.HIGH_LATENCY, Cause.TOKEN_BUDGET_TOO_LARGE)
+    at = situation({"max_num_batched_tokens": 8192, "enable_chunked_prefill": False})
+    found, _ = BatchingOptimizer().generate_optimizations([stalls], Engine.VLLM, situation=at)
+    assert [[(c.parameter, c.recommended_value) for c in o.config_changes] for o in found] == [
+        [("max_num_batched_tokens", 2048), ("enable_chunked_prefill", True)]
+    ]
+    at = situation({"chunked_prefill_size": -1}, Engine.SGLANG, "0.5.23")
+    found, _ = BatchingOptimizer().generate_optimizations([stalls], Engine.SGLANG, situation=at)
+    assert [[(c.parameter, c.recommended_value) for c in o.config_changes] for o in found] == [
+        [("chunked_prefill_size", 2048), ("enable_mixed_chunk", True)]
+    ]
+
+
 def test_long_prompts_are_chunked_or_served_apart() -> None:
     blocked = finding(BottleneckType.HIGH_LATENCY, Cause.HEAD_OF_LINE_BLOCKING)
     at = situation({}, window=overall("d_prefill_bad_r2"))
