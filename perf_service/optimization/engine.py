@@ -93,6 +93,8 @@ class OptimizationEngine:
         seen = _Forecasts(self._predictor, at, tuple(windows) or ((analysis.window,) if analysis.window else ()))
         candidates, advice = self._candidates(analysis, at)
         goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None)
+        if _content(analysis, goals):
+            candidates, advice = [], [*(_as_advice(c, "Nothing has to be done: no restart is worth it.") for c in candidates), *advice]
         weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []
         scored = [_with_losers(w.candidate) for w in weighed if w.candidate] if seen.windows else candidates
         dropped = [c for c in scored if harmful(c, at.slo_targets) or idle(c, seen.of, goals, at)]
@@ -269,6 +271,16 @@ def _advice(bottleneck: Bottleneck) -> Optimization:
         Verdict.NOT_ENOUGH_EVIDENCE: "Collect more data",
     }.get(bottleneck.verdict, "No flag")  # fmt: skip
     return optimization(OptimizerKind.BATCHING, bottleneck, f"{what}: {bottleneck.type.value.replace('_', ' ')}", bottleneck.recommendation)
+
+
+def _content(analysis: Analysis, goals: Objectives) -> bool:
+    """Whether what was measured asks for nothing, and no objective is missed that the analysis did not judge.
+
+    Findings without measurements are a caller's own, and so is the wish to have them cured.
+    """
+    judged = {s.target for s in analysis.slo_statuses}
+    content = analysis.window is not None and analysis.verdict is Verdict.NOTHING_TO_DO
+    return content and all(f.met is not False or f.target in judged for f in goals.now)
 
 
 def _with_losers(candidate: Optimization) -> Optimization:

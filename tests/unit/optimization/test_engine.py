@@ -136,7 +136,7 @@ class Says:
 
 def exhausted() -> Analysis:
     cause = finding(BottleneckType.MEMORY_PRESSURE, Cause.KV_EXHAUSTED)
-    return Analysis("i", Engine.VLLM, bottlenecks=(cause,), window=overall("c_kv_bad_r2"), engine_version="0.32.0")
+    return Analysis("i", Engine.VLLM, bottlenecks=(cause,), verdict=Verdict.TUNE, window=overall("c_kv_bad_r2"), engine_version="0.32.0")
 
 
 def without_cap(analysis: Analysis) -> Analysis:
@@ -188,7 +188,8 @@ class Slower(Says):
 
 def test_a_raised_token_budget_stops_where_an_itl_objective_would_be_missed() -> None:
     cause = finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL)
-    analysis = Analysis("i", Engine.VLLM, bottlenecks=(cause,), window=overall("d_prefill_bad_r2"), engine_version="0.32.0")
+    found = Analysis("i", Engine.VLLM, bottlenecks=(cause,), window=overall("d_prefill_bad_r2"), engine_version="0.32.0")
+    analysis = replace(found, verdict=Verdict.TUNE)
     predictor = Slower(max_num_batched_tokens=1.5)
 
     def proposed(*objectives: SLOTarget) -> object:
@@ -287,7 +288,8 @@ def test_the_likelier_cause_is_cured_first() -> None:
     def first(confidence: float) -> str:
         likely = replace(finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT), confidence_ratio=0.9)
         other = replace(finding(BottleneckType.BATCH_SIZE_SUBOPTIMAL, Cause.TOKEN_BUDGET_TOO_SMALL), confidence_ratio=confidence)
-        analysis = Analysis("i", Engine.VLLM, bottlenecks=(likely, other), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+        found = Analysis("i", Engine.VLLM, bottlenecks=(likely, other), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+        analysis = replace(found, verdict=Verdict.TUNE)
         predictor = Says(max_num_seqs=1.2, max_num_batched_tokens=3.0)
         known = {"max_num_seqs": 2, "max_num_batched_tokens": 64}
         return OptimizationEngine(predictor).generate_plan(analysis, known).optimizations[0].config_changes[0].parameter
@@ -311,9 +313,23 @@ def test_what_adds_nothing_beside_the_others_waits() -> None:
     assert any("gpu_memory_utilization" in o.title and "look again after them" in o.description for o in plan.advice)
 
 
+def test_where_nothing_has_to_be_done_a_change_is_advice_only() -> None:
+    content = replace(exhausted(), verdict=Verdict.NOTHING_TO_DO)
+    predictor = Says(num_gpu_blocks_override=2.0)
+    plan = OptimizationEngine(predictor).generate_plan(content)
+    assert plan.empty
+    assert plan.optimizations == ()
+    assert all(o.advice_only for o in plan.advice)
+    assert "Nothing has to be done: no restart is worth it." in plan.advice[0].description
+    assert "nothing has to be done" in plan.summary
+    asked = OptimizationEngine(predictor).generate_plan(content, slo_targets=[SLOTarget("itl", 0.01)])
+    assert asked.changes, "the analysis was not asked about this objective, which is missed"
+
+
 def test_a_restart_for_no_gain_is_not_proposed() -> None:
     queue = finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT)
-    analysis = Analysis("i", Engine.VLLM, bottlenecks=(queue,), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+    found = Analysis("i", Engine.VLLM, bottlenecks=(queue,), window=overall("b_queue_bad_r2"), engine_version="0.32.0")
+    analysis = replace(found, verdict=Verdict.TUNE)
     plan = OptimizationEngine(Says(max_num_seqs=1.0)).generate_plan(analysis, {"max_num_seqs": 2})
     assert plan.empty
     assert any(o.title.startswith("Not recommended") and "bring nothing here" in o.description for o in plan.advice)
