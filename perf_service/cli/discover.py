@@ -27,7 +27,7 @@ from perf_service.cli.remote import (
     server_token,
 )
 from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import MASK, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +41,7 @@ __all__ = ["discover"]
 _NO_ID = re.compile(r"[^A-Za-z0-9._:-]+|^[^A-Za-z0-9]+|[^A-Za-z0-9]+$")
 _LONGEST_ID = 128
 _TAKEN = "not registered"
+_THERE = "already registered"
 
 
 @instances.command("discover")
@@ -152,9 +153,16 @@ def _register(remote: Any, found: Sequence[_Found], fleet: str, interval: float 
     stored = _stored(remote)
     result = []
     for one in found:
-        there = next((i.instance_id for i in stored if _reads(i, one, found)), "")
-        status = "already registered" if there else _added(remote, one, fleet, interval)
-        result.append((there or one.instance_id, status))
+        for there in (instance for instance in stored if _reads(instance, one, found)):
+            # What a mask hides, the server alone can compare: told the URL in full under that id, it says whether that is the one.
+            name = there.instance_id
+            status = _added(remote, replace(one, instance_id=name), fleet, interval) if MASK in there.prometheus.url else _THERE
+            if status != _TAKEN:
+                break
+        else:
+            name, status = one.instance_id, _added(remote, one, fleet, interval)
+            status = _TAKEN if status == _THERE else status  # the same Prometheus, but another engine of it
+        result.append((name, status))
     return result
 
 
@@ -173,7 +181,7 @@ def _stored(remote: Any) -> list[Any]:
 
 
 def _reads(instance: Any, one: _Found, found: Sequence[_Found]) -> bool:
-    """Whether the instance's source is this engine, and none of the others that there are."""
+    """Whether the instance's source is this engine, and none of the others that there are; what is masked in its URL aside."""
     from perf_service.collectors.prometheus.matchers import parse_matchers, selects
 
     told = instance.prometheus
@@ -207,5 +215,5 @@ def _added(remote: Any, one: _Found, fleet: str, interval: float | None) -> str:
     except PerfServiceError as error:
         if error.reason is not ErrorReason.INSTANCE_ALREADY_EXISTS:
             raise
-        return _TAKEN
+        return _THERE if error.metadata.get("prometheus") == "same" else _TAKEN
     return "registered"

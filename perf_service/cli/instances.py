@@ -230,7 +230,10 @@ def _changed_source(stored: Any, url: str, match: list[str] | None, header: list
     """As `_source`; of the stored source of the same URL what is not told anew stays. Its secrets are masked, which keeps them."""
     if stored.url.rstrip("/") != redacted(url).rstrip("/"):
         return _source(url, match, header, token_file)
-    told = _source(url if MASK in stored.url else stored.url, match or [stored.match], header, token_file)
+    is_masked = MASK in stored.url
+    # Behind a mask may be another tenant's URL: its secrets the server keeps for the same one only, but its --match would go along.
+    is_same = not is_masked or url == stored.url
+    told = _source(url if is_masked else stored.url, match or ([stored.match] if is_same else None), header, token_file)
     told.bearer_token = told.bearer_token or stored.bearer_token
     if not header:
         told.headers.update(stored.headers)

@@ -59,7 +59,15 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         instance = await self._joined(with_secrets(INSTANCE.from_proto(request.instance), None))
         now = self._s.clock()
         named = instance.instance_id or self._s.new_id("inst")
-        stored = await self._s.store.create_instance(replace(instance, instance_id=named, created_at=now, updated_at=now, etag=""))
+        try:
+            stored = await self._s.store.create_instance(replace(instance, instance_id=named, created_at=now, updated_at=now, etag=""))
+        except ConflictError as error:
+            if error.reason is not ErrorReason.INSTANCE_ALREADY_EXISTS or instance.prometheus is None:
+                raise
+            # Callers are shown the stored URL with its secrets masked, and cannot compare it themselves.
+            there = (await self._s.store.get_instance(named)).prometheus
+            is_same = there is not None and there.url.rstrip("/") == instance.prometheus.url.rstrip("/")
+            raise ConflictError(error.reason, error.message, {**error.metadata, "prometheus": "same" if is_same else "other"}) from error
         self._s.registered(stored)
         return pb.RegisterInstanceResponse(instance=shown_instance(stored))
 

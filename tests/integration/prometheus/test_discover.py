@@ -15,6 +15,7 @@ from perf_service.collectors.prometheus.history import told_apart
 from perf_service.collectors.prometheus.mapping import TargetHistory
 from perf_service.models.errors import ConflictError, ErrorReason
 from perf_service.models.metrics import Engine
+from perf_service.models.redaction import redacted
 from perf_service.v1 import engine_pb2, fleet_service_pb2, instance_pb2
 
 URL = "http://prometheus:9090"
@@ -25,10 +26,11 @@ def target(**labels: str) -> TargetHistory:
 
 
 class Server:
-    """Instances by id, as the server keeps them."""
+    """Instances by id, as the server shows them."""
 
     def __init__(self) -> None:
         self.stored: dict[str, instance_pb2.Instance] = {}
+        self.urls: dict[str, str] = {}  # in full, where it was told one
 
     def stub(self, _make: Any) -> Any:
         return SimpleNamespace(ListInstances=self.listed, RegisterInstance=self.register)
@@ -40,9 +42,12 @@ class Server:
         return fleet_service_pb2.ListInstancesResponse(instances=self.stored.values())
 
     def register(self, request: Any) -> None:
-        if request.instance.instance_id in self.stored:
-            raise ConflictError(ErrorReason.INSTANCE_ALREADY_EXISTS, "there")
-        self.stored[request.instance.instance_id] = request.instance
+        new = request.instance
+        if (there := self.stored.get(new.instance_id)) is not None:
+            is_same = self.urls.get(new.instance_id, there.prometheus.url) == new.prometheus.url
+            raise ConflictError(ErrorReason.INSTANCE_ALREADY_EXISTS, "there", {"prometheus": "same" if is_same else "other"})
+        self.urls[new.instance_id], new.prometheus.url = new.prometheus.url, redacted(new.prometheus.url)
+        self.stored[new.instance_id] = new
 
     def __enter__(self) -> Server:
         return self
@@ -62,8 +67,8 @@ class Discovering:
     async def _now(self, *_: Any) -> list[tuple[Engine, TargetHistory]]:
         return [(Engine.VLLM, one) for one in sorted(self.targets, key=lambda one: one.name)]
 
-    def __call__(self, code: int = 0) -> dict[str, str]:
-        assert run(["instances", "discover", "--prometheus", URL, "--register", "--output", "json"]) == code
+    def __call__(self, code: int = 0, url: str = URL) -> dict[str, str]:
+        assert run(["instances", "discover", "--prometheus", url, "--register", "--output", "json"]) == code
         captured = self._capsys.readouterr()
         self.said = captured.err
         return {row["instance_id"]: row["status"] for row in json.loads(captured.out)["engines"]}
@@ -125,3 +130,17 @@ def test_a_source_that_selects_several_by_now_is_not_this_one(discovering: Disco
         instance_id="old", engine=engine_pb2.ENGINE_VLLM, prometheus=instance_pb2.PrometheusSource(url=URL, match='pod="vllm-0"')
     )
     assert discovering() == {"vllm-0-a": "registered", "vllm-0-b": "registered"}
+
+
+def test_another_tenant_behind_the_same_mask_is_not_this_one(discovering: Discovering) -> None:
+    """What a URL's query says is shown masked: only the server can tell one tenant from another."""
+    discovering.targets = [target(pod="vllm-0", instance="10.0.0.1:8000")]
+    assert discovering(url=f"{URL}?tenant=a") == {"vllm-0": "registered"}
+    assert discovering(url=f"{URL}?tenant=a") == {"vllm-0": "already registered"}
+    assert discovering(1, url=f"{URL}?tenant=b") == {"vllm-0": "not registered"}
+    # One that another tenant's engine is read under by hand is passed over; this one has an id of its own.
+    discovering.server.stored["by-hand"] = discovering.server.stored.pop("vllm-0")
+    discovering.server.stored["by-hand"].instance_id = "by-hand"
+    discovering.server.urls = {"by-hand": f"{URL}?tenant=a"}
+    assert discovering(url=f"{URL}?tenant=b") == {"vllm-0": "registered"}
+    assert discovering(url=f"{URL}?tenant=a") == {"by-hand": "already registered"}

@@ -157,6 +157,21 @@ async def test_endpoints_and_targets_are_checked_at_once(remote: Remote) -> None
     assert [f.fleet_id for f in (await remote.fleets.ListFleets(fleet_service_pb2.ListFleetsRequest())).fleets] == ["f"]
 
 
+async def test_who_registers_what_is_there_is_told_whether_its_prometheus_is_the_same(remote: Remote) -> None:
+    """Its URL is shown masked, so that callers cannot see that."""
+
+    def register(tenant: str) -> Any:
+        source = instance_pb2.PrometheusSource(url=f"http://p?tenant={tenant}", match='a="b"')
+        instance = instance_pb2.Instance(instance_id="i", engine=engine_pb2.ENGINE_VLLM, prometheus=source)
+        return remote.fleets.RegisterInstance(fleet_service_pb2.RegisterInstanceRequest(instance=instance))
+
+    await register("hush")
+    for tenant, found in (("hush", "same"), ("other", "other")):
+        told = await refusal(register(tenant))
+        assert (told.reason, told.metadata["prometheus"]) == ("INSTANCE_ALREADY_EXISTS", found)
+        assert "hush" not in told.text
+
+
 async def test_what_is_there_or_has_changed_is_a_conflict(remote: Remote) -> None:
     await remote.fleet()
     fleet = fleet_pb2.Fleet(fleet_id="f", engine=engine_pb2.ENGINE_VLLM)

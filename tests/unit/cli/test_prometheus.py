@@ -88,6 +88,17 @@ def test_an_update_keeps_what_is_not_told_anew(monkeypatch: pytest.MonkeyPatch, 
     assert " ".join([source.match, source.bearer_token, *(f"{k}={v}" for k, v in source.headers.items())]) == told
 
 
+def test_the_match_of_a_masked_url_does_not_go_to_another_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = instance_pb2.PrometheusSource(url="http://p?tenant=***", match='a="b"')
+    response = fleet_service_pb2.GetInstanceResponse(instance=instance_pb2.Instance(instance_id="i", prometheus=stored))
+    monkeypatch.setattr("perf_service.cli.instances.call", lambda *_: response)
+    monkeypatch.delenv("PERF_SERVICE_PROMETHEUS_TOKEN", raising=False)
+    update = ["instances", "update", "i", "--output", "json", "--prometheus"]
+    assert run([*update, "http://p?tenant=b"]) == 2
+    assert run([*update, "http://p?tenant=***"]) == 0
+    assert run([*update, "http://p?tenant=b", "--match", 'a="b"']) == 0
+
+
 def test_secrets_are_cleared_by_a_mask_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = instance_pb2.PrometheusSource(url="http://p", match='a="b"', bearer_token="***", headers={"X": "***"})
     sent: list[Any] = []
