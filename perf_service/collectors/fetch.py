@@ -16,7 +16,7 @@ from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.transport import NetworkPolicy, guarded_client
 from perf_service.models.errors import CollectError, ErrorReason
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import MASK
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
@@ -24,6 +24,8 @@ ACCEPT: Final = "text/plain;version=0.0.4,*/*;q=0.1"
 """The text format, and not OpenMetrics at a lower quality: prometheus_client, which vLLM and SGLang serve their page with, sends
 OpenMetrics as soon as it is named, whatever its quality (0.26, `choose_encoder`), with `_created` series that nobody reads and with
 `vllm_` for `vllm:`. A server that has nothing else may send it; both formats are read."""
+
+_SCHEMES: Final = ("http", "https")
 
 
 class EndpointTimeoutError(CollectError, httpx.TimeoutException, TimeoutError):
@@ -78,20 +80,21 @@ def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, inst
     if "://" not in text:
         text = f"http://{text}"
     if "@" in text:
-        url = redacted(text)  # with its scheme, by which a login is known
+        # Before it is parsed: a password with `/`, `?` or `#` in it would pass for a port, and the error for that repeats it.
+        scheme, _, rest = text.partition("://")
+        shown = f"{scheme if scheme.lower() in _SCHEMES else 'http'}://{MASK}@{rest.rpartition('@')[2]}"
+        raise invalid(shown, f"it carries credentials, which would end up in logs{instead}; an @ of its path is written %40")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise invalid(url, str(error)) from error
-    if parts.scheme not in ("http", "https"):
+    if parts.scheme not in _SCHEMES:
         raise invalid(url, f"its scheme is {parts.scheme!r}, not http or https")
     if not host or any(char.isspace() or ord(char) < 32 for char in text):
         raise invalid(url, "it has no host" if not host else "it contains white space")
     if port == 0:
         raise invalid(url, "nothing listens on port 0")
-    if parts.username is not None or parts.password is not None:
-        raise invalid(url, f"it carries credentials, which would end up in logs{instead}")
     return parts
 
 

@@ -8,7 +8,8 @@ from typing import Final
 MASK: Final = "***"
 """Stands for a secret that is set."""
 
-_LOGIN: Final = re.compile(r"(://)[^\s/\"'<>]*@")
+_LOGIN: Final = re.compile(r"(://)[^\s\"'<>]*@")
+"""To the last `@`: a password may have a `/` in it."""
 _QUERY_VALUE: Final = re.compile(r"([?&][\w.~%+\[\]-]+=)(?!(?:true|false)(?:[&#\s\"'<>]|$))[^\s&#\"'<>]+")
 
 

@@ -16,6 +16,7 @@ from perf_service.models.redaction import redacted
         ("http://user:hush@h:80/metrics is down", "http://***@h:80/metrics is down"),
         ("'http://user:hu?sh@h'", "'http://***@h'"),
         ("http://user:hu@sh@h", "http://***@h"),
+        ("http://user:hu/sh@h:80/x: refused", "http://***@h:80/x: refused"),
         ("https://h/metrics?token=hush&dedup=true#a", "https://h/metrics?token=***&dedup=true#a"),
         ("h:8000?key=hush: refused", "h:8000?key=*** refused"),
         ("http://h?a=true-hush", "http://h?a=***"),
