@@ -186,9 +186,9 @@ def diagnose(
 ) -> Diagnosis:
     """Analyze, plan, and predict the what-if. InvalidArgumentError for a what-if that the engine does not know."""
     from perf_service.analysis.engine import AnalysisEngine
-    from perf_service.collectors.window import overall_window, windows_of
+    from perf_service.collectors.window import overall_window
     from perf_service.optimization.engine import OptimizationEngine
-    from perf_service.optimization.predictor import Predictor
+    from perf_service.optimization.predictor import Predictor, parts_of
 
     last = snapshots[-1]
     known = told_config(current or EngineConfig(), last.engine, last.engine_version).over(last.config)
@@ -197,17 +197,18 @@ def diagnose(
     )
     if last.collected_at is not None:
         analysis = replace(analysis, slo_statuses=tuple(_with_budget(s, snapshots, last.collected_at) for s in analysis.slo_statuses))
+    parts = parts_of(snapshots, analysis.window)
     plan = OptimizationEngine().generate_plan(
         analysis,
         known if len(known) else None,
         slo_targets=list(objectives) or None,
         engine_version=last.engine_version,
-        windows=windows_of(snapshots),
+        windows=parts,
     )
     window = overall_window(snapshots)
     what_if = None
-    if changes and len(changes) and window is not None:
-        what_if = Predictor().predict(windows_of(snapshots) or [window], known, changes.values())
+    if changes and len(changes) and analysis.window is not None:
+        what_if = Predictor().predict(parts or [analysis.window], known, changes.values())
     return Diagnosis(tuple(snapshots), window, analysis, plan, what_if)
 
 

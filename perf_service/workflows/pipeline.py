@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from perf_service.analysis.engine import AnalysisEngine, analyze_fleet
-from perf_service.collectors.window import windows_of
 from perf_service.models.analysis import Analysis
 from perf_service.models.config import ApplyMode, ConfigChange, EngineConfig, KnobValue
 from perf_service.models.errors import ErrorReason, InvalidArgumentError, NotFoundError
@@ -18,7 +17,7 @@ from perf_service.models.scraping import silent_after_seconds
 from perf_service.models.slo import SLOTarget
 from perf_service.models.window import Window
 from perf_service.optimization.engine import OptimizationEngine
-from perf_service.optimization.predictor import Predictor
+from perf_service.optimization.predictor import Predictor, parts_of
 from perf_service.storage.ports import Store
 from perf_service.workflows.budgets import Budgets
 from perf_service.workflows.collecting import Collecting
@@ -192,7 +191,7 @@ class Pipeline:
     ) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
         """As `predict`, from the stored snapshots of these instances in a range; the busiest replica stands for all."""
         series = await self.pages.series(instances, start, end)
-        windows = await asyncio.to_thread(lambda: {name: windows_of(pages) for name, pages in series.items()})
+        windows = await asyncio.to_thread(lambda: {name: parts_of(pages) for name, pages in series.items()})
         busiest = max(windows, key=lambda name: sum(w.count(Hist.E2E_SECONDS) for w in windows[name]), default="")
         if not busiest or not windows[busiest]:
             raise InvalidArgumentError(
@@ -200,8 +199,7 @@ class Pipeline:
                 reason=ErrorReason.NOT_ENOUGH_DATA,
             )
         instance = next(i for i in instances if i.instance_id == busiest)
-        page = series[busiest][-1]
-        current: EngineConfig = instance.config.over(page.config)
+        current: EngineConfig = instance.config.over(windows[busiest][-1].config)
         wanted = tuple(ConfigChange(name, current.get(name), value, apply_mode=ApplyMode.RESTART) for name, value in changes.items())
         return await asyncio.to_thread(self._predictor.predict, windows[busiest], current, wanted, hardware=instance.hardware)
 
@@ -225,12 +223,12 @@ class Pipeline:
         if window is None or window.lifetime or window.start is None or window.end is None:
             return ()
         if window.replicas <= 1:
-            return windows_of(await self.store.snapshots_between(window.instance_id, window.start, window.end))
+            return parts_of(await self.store.snapshots_between(window.instance_id, window.start, window.end))
         try:
             series = await self.pages.series(await self.pages.members(analysis.fleet_id), window.start, window.end)
         except (NotFoundError, InvalidArgumentError):
             return ()  # deleted since
-        parts = await asyncio.to_thread(lambda: [windows_of(pages) for pages in series.values()])
+        parts = await asyncio.to_thread(lambda: [parts_of(pages) for pages in series.values()])
         return max(parts, key=lambda windows: sum(w.count(Hist.E2E_SECONDS) for w in windows), default=())
 
 
