@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from perf_service.models.metrics import DataIssue, DataQuality, Histogram, Snapshot
+from perf_service.models.redaction import redacted
 from perf_service.models.window import GaugeStats, Quantile, Window
 from perf_service.rpc.convert import config as _config
 from perf_service.rpc.convert.mirror import Mirror
@@ -18,9 +19,19 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 DATA_ISSUE = Mirror(DataIssue, snapshot_pb2.DataIssue)
 DATA_QUALITY = Mirror(DataQuality, snapshot_pb2.DataQuality, derived={"usable": "usable"})
 HISTOGRAM = Mirror(Histogram, snapshot_pb2.Histogram)
-SNAPSHOT = Mirror(Snapshot, snapshot_pb2.Snapshot)
 GAUGE_STATS = Mirror(GaugeStats, window_pb2.GaugeStats)
 QUANTILE = Mirror(Quantile, window_pb2.Quantile)
+
+
+class _SnapshotMirror(Mirror[Snapshot, snapshot_pb2.Snapshot]):
+    """Masks what is secret in the endpoint: a version that did not has stored it as it was."""
+
+    def encode_into(self, value: Snapshot, message: Any) -> None:
+        super().encode_into(value, message)
+        message.endpoint = redacted(value.endpoint)
+
+
+SNAPSHOT = _SnapshotMirror(Snapshot, snapshot_pb2.Snapshot)
 
 
 class _WindowMirror(Mirror[Window, window_pb2.Window]):

@@ -92,6 +92,11 @@ def test_a_setting_without_a_source_was_told_by_the_caller() -> None:
     assert ENGINE_CONFIG.from_proto(message).source("a") is Source.USER
 
 
+def test_a_snapshot_that_was_stored_with_a_secret_is_told_without() -> None:
+    stored = Snapshot("i", Engine.VLLM, 1.0, endpoint="http://h/metrics?token=hush")
+    assert SNAPSHOT.to_proto(stored).endpoint == "http://h/metrics?token=***"
+
+
 def test_a_secret_in_a_url_is_masked_and_comes_back() -> None:
     stored = Instance(
         "i", Engine.VLLM, "http://h/metrics?token=hush", prometheus=PrometheusSource("http://p?key=hush&dedup=true", 'a="b"', "hush")
