@@ -27,7 +27,7 @@ from perf_service.cli.remote import (
     server_token,
 )
 from perf_service.models.errors import ConflictError, ErrorReason, PerfServiceError
-from perf_service.models.redaction import MASK, redacted
+from perf_service.models.redaction import MASK, redacted_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def discover(
     Those that are registered already stay as they are, so it may be repeated as a fleet grows.
     """
     source = source_of(prometheus, match, header, token_file)
-    with working(f"asking {redacted(prometheus)}"):
+    with working(f"asking {redacted_url(prometheus)}"):
         found = asyncio.run(_find(source, parse_engine(engine)))
     rows = [{"instance_id": one.instance_id, "engine": one.engine.value, "match": one.source.match} for one in found]
     if register:
@@ -185,7 +185,7 @@ def _reads(instance: Any, one: _Found, found: Sequence[_Found]) -> bool:
     from perf_service.collectors.prometheus.matchers import parse_matchers, selects
 
     told = instance.prometheus
-    if told.url.rstrip("/") != redacted(one.source.url).rstrip("/") or instance.engine != engine_number(one.engine.value):
+    if told.url.rstrip("/") != redacted_url(one.source.url).rstrip("/") or instance.engine != engine_number(one.engine.value):
         return False
     own = parse_matchers(one.source.match)
     matchers = parse_matchers(told.match)

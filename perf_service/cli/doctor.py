@@ -30,7 +30,7 @@ from perf_service.collectors.saved import SavedPage, check_page, snapshots_of
 from perf_service.models.config import EngineConfig, KnobValue
 from perf_service.models.errors import ErrorReason, InvalidArgumentError
 from perf_service.models.metrics import Engine
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import redacted_url
 from perf_service.models.slo import SLOTarget, parse_slo
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def doctor(
         if pages or interval is not None:
             raise InvalidArgumentError("give PAGE... or --prometheus, not both; its scrapes have times of their own", field="PAGE")
         since, until = time_range(range_, start, end, time.time())
-        with working(f"reading {prometheus}"):
+        with working(f"reading {redacted_url(prometheus)}"):
             history = asyncio.run(read_engine(source_of(prometheus, match, header, token_file), since, until, told_engine))
         snapshots = snapshots_of(history.pages, _ID, engine=told_engine, config=current)
         snapshots[-1] = replace(snapshots[-1], quality=snapshots[-1].quality.plus(*history.issues))
@@ -169,9 +169,9 @@ async def _scrape_twice(url: str, engine: Engine | None, config: EngineConfig, i
     async with Fetcher() as fetcher:
         for index in range(2):
             if index:
-                with working(f"waiting {interval:g} s for the second page of {redacted(url)}"):
+                with working(f"waiting {interval:g} s for the second page of {redacted_url(url)}"):
                     await asyncio.sleep(interval)
-            with working(f"reading {redacted(url)}"):
+            with working(f"reading {redacted_url(url)}"):
                 page = await fetcher.fetch(url)
             check_page(page.url, page.body)
             pages.append(SavedPage(page.url, page.body, time.time()))

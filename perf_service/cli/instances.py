@@ -31,7 +31,7 @@ from perf_service.cli.remote import (
 from perf_service.cli.settings_text import parse_settings
 from perf_service.cli.text import ago
 from perf_service.models.errors import InvalidArgumentError
-from perf_service.models.redaction import MASK, redacted
+from perf_service.models.redaction import MASK, redacted_url
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -228,7 +228,7 @@ def _source(url: str, match: list[str] | None, header: list[str] | None, token_f
 
 def _changed_source(stored: Any, url: str, match: list[str] | None, header: list[str] | None, token_file: Path | None) -> Any:
     """As `_source`; of the stored source of the same URL what is not told anew stays. Its secrets are masked, which keeps them."""
-    if stored.url.rstrip("/") != redacted(url).rstrip("/"):
+    if stored.url.rstrip("/") != redacted_url(url).rstrip("/"):
         return _source(url, match, header, token_file)
     is_masked = MASK in stored.url
     # Behind a mask may be another tenant's URL: its secrets the server keeps for the same one only, but its --match would go along.

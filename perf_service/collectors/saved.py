@@ -156,7 +156,7 @@ def snapshots_of(
             check_page(page.name, page.body)
         require_engine(snapshots[0])
     if len(told) < len(snapshots):
-        silent = [snapshot.endpoint for snapshot in snapshots if snapshot.quality.has(IssueCode.NO_KNOWN_METRICS)]
+        silent = [page.name for page, snapshot in zip(pages, snapshots, strict=True) if snapshot.quality.has(IssueCode.NO_KNOWN_METRICS)]
         names = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
         text = f"{len(silent)} of {len(snapshots)} pages have no metric of {found.value} and are left out: {names}."
         told[-1] = replace(told[-1], quality=told[-1].quality.plus(DataIssue(IssueCode.GAP, IssueLevel.WARNING, text)))

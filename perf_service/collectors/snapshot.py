@@ -20,7 +20,7 @@ from perf_service.collectors.series_syntax import Series
 from perf_service.models.config import EngineConfig
 from perf_service.models.errors import CollectError, ErrorReason
 from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel, Snapshot
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import redacted_url
 
 _MAX_PLANS: Final = 32
 _MAX_PLANNED_SERIES: Final = 5_000
@@ -95,7 +95,7 @@ class SnapshotBuilder:
             engine_version=engine_version,
             model_name=reading.model_name,
             process_start_time=reading.process_start_time,
-            endpoint=redacted(endpoint),
+            endpoint=redacted_url(endpoint),
             derived=tuple(dict.fromkeys(reading.derived)),
             quality=DataQuality(_once(issues), known),
         )

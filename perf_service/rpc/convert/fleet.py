@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from perf_service.models.errors import InvalidArgumentError
 from perf_service.models.fleet import Fleet, Instance, PrometheusSource, TargetSpec
-from perf_service.models.redaction import MASK, redacted
+from perf_service.models.redaction import MASK, redacted_url
 from perf_service.models.scraping import ScrapeState, ScrapeStatus
 from perf_service.rpc.convert import config as _config
 from perf_service.rpc.convert import slo as _slo
@@ -24,9 +24,9 @@ _SCRAPE_STATE = enum_item(ScrapeState, instance_pb2.ScrapeState.DESCRIPTOR)
 def shown_instance(instance: Instance) -> instance_pb2.Instance:
     """The message of an instance for callers: secrets masked."""
     message = INSTANCE.to_proto(instance)
-    message.endpoint = redacted(instance.endpoint)
+    message.endpoint = redacted_url(instance.endpoint)
     if instance.prometheus is not None:
-        message.prometheus.url = redacted(instance.prometheus.url)
+        message.prometheus.url = redacted_url(instance.prometheus.url)
         if message.prometheus.bearer_token:
             message.prometheus.bearer_token = MASK
         for name in message.prometheus.headers:
@@ -74,7 +74,7 @@ def _unmasked(url: str, stored: str, field: str) -> str:
     """The URL that was meant: one that was shown masked is the stored one. Raises InvalidArgumentError for any other with a mask in it."""
     if MASK not in url:
         return url
-    if stored and url == redacted(stored):
+    if stored and url == redacted_url(stored):
         return stored
     raise InvalidArgumentError(
         f"{MASK!r} in a URL stands for what is stored there, and {url} is not the stored URL: send it in full", field=field

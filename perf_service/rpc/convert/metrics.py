@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from perf_service.models.metrics import DataIssue, DataQuality, Histogram, Snapshot
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import redacted_url
 from perf_service.models.window import GaugeStats, Quantile, Window
 from perf_service.rpc.convert import config as _config
 from perf_service.rpc.convert.mirror import Mirror
@@ -28,7 +28,7 @@ class _SnapshotMirror(Mirror[Snapshot, snapshot_pb2.Snapshot]):
 
     def encode_into(self, value: Snapshot, message: Any) -> None:
         super().encode_into(value, message)
-        message.endpoint = redacted(value.endpoint)
+        message.endpoint = redacted_url(value.endpoint)
 
 
 SNAPSHOT = _SnapshotMirror(Snapshot, snapshot_pb2.Snapshot)

@@ -15,7 +15,7 @@ from perf_service.collectors.prometheus.history import told_apart
 from perf_service.collectors.prometheus.mapping import TargetHistory
 from perf_service.models.errors import ConflictError, ErrorReason
 from perf_service.models.metrics import Engine
-from perf_service.models.redaction import redacted
+from perf_service.models.redaction import redacted_url
 from perf_service.v1 import engine_pb2, fleet_service_pb2, instance_pb2
 
 URL = "http://prometheus:9090"
@@ -46,7 +46,7 @@ class Server:
         if (there := self.stored.get(new.instance_id)) is not None:
             is_same = self.urls.get(new.instance_id, there.prometheus.url) == new.prometheus.url
             raise ConflictError(ErrorReason.INSTANCE_ALREADY_EXISTS, "there", {"prometheus": "same" if is_same else "other"})
-        self.urls[new.instance_id], new.prometheus.url = new.prometheus.url, redacted(new.prometheus.url)
+        self.urls[new.instance_id], new.prometheus.url = new.prometheus.url, redacted_url(new.prometheus.url)
         self.stored[new.instance_id] = new
 
     def __enter__(self) -> Server:
