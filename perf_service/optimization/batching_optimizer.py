@@ -190,7 +190,7 @@ def _raise_limit(bottleneck: Bottleneck, at: Situation, change: ConfigChange, bu
     room = f" The KV cache holds about {capacity / per_request:.0f} requests of the mean length." if capacity and per_request else ""
     return optimization(
         OptimizerKind.BATCHING, bottleneck, f"Raise {change.parameter} to {target}",
-        f"The batch limit ({present:.0f}) keeps requests waiting; let {target} run at once.{room}",
+        f"The batch limit ({present:.0f}) keeps requests waiting; let more of them run at once.{room}",
         change, budget,
         risks=("a longer step: inter-token latency rises with the batch", "batches above the captured graph sizes run slower per step"),
         prerequisites=() if room else ("the KV cache has room: check its use after the first stage",),

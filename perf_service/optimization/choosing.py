@@ -113,7 +113,10 @@ def _missed(tried: _Tried) -> int:
 
 
 def _retold(candidate: Optimization, lead: ConfigChange, value: KnobValue) -> Optimization:
-    """The candidate's words with the other value in place of its own."""
+    """The candidate with the other value in its title and prerequisites.
+
+    Its description names no value to come: an equal number in there is one that was measured.
+    """
     own = re.compile(rf"(?<![\w.]){re.escape(_value(lead.recommended_value))}(?![\w.]\w)")
 
     def told(text: str) -> str:
@@ -122,7 +125,6 @@ def _retold(candidate: Optimization, lead: ConfigChange, value: KnobValue) -> Op
     return replace(
         candidate,
         title=told(candidate.title),
-        description=told(candidate.description),
         prerequisites=tuple(told(text) for text in candidate.prerequisites),
     )
 

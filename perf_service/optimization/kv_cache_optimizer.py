@@ -101,7 +101,7 @@ def _more_memory(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     return [
         optimization(
             OptimizerKind.KV_CACHE, bottleneck, f"Raise {knob} to {target:g}",
-            f"Give the engine {target:.0%} of the memory instead of {present:.0%}: all of the difference goes to the KV cache.",
+            f"Give the engine more than {present:.0%} of the memory: all of the difference goes to the KV cache.",
             change,
             risks=("out of memory at start or under load if something else uses the accelerator",),
             prerequisites=("the accelerator is not shared, and memory is free after start",),

@@ -62,7 +62,7 @@ def budget_up(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
     return [
         optimization(
             OptimizerKind.BATCHING, bottleneck, f"Raise {knob} to {target}",
-            f"The step's token budget cuts prompts into many small chunks; with {target} tokens a step they take fewer of them.",
+            "The step's token budget cuts prompts into many small chunks; with more tokens a step they take fewer of them.",
             change,
             risks=("the steps in which a prompt is processed get longer for requests that decode", "more activation memory per step"),
             prerequisites=() if told is not None else (f"the present {knob} is below {target}: read it off the launch arguments",),
@@ -111,7 +111,7 @@ def budget_down(bottleneck: Bottleneck, at: Situation) -> list[Optimization]:
             found.append(
                 optimization(
                     OptimizerKind.BATCHING, bottleneck, f"Lower {knob} to {target}",
-                    f"Smaller prefill chunks ({target} tokens a step) shorten the stalls of requests that decode.",
+                    "Smaller prefill chunks shorten the stalls of requests that decode.",
                     change, chunked, risks=("first tokens come later and prompts need more steps",), losers=losers,
                 )
             )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from perf_service.models.analysis import Analysis, BottleneckType, Cause, Verdict
 from perf_service.models.config import ConfigChange, EngineConfig, Source
 from perf_service.models.fleet import Hardware
-from perf_service.models.metrics import DataIssue, DataQuality, Engine, IssueCode, IssueLevel
+from perf_service.models.metrics import DataIssue, DataQuality, Engine, Gauge, Hist, IssueCode, IssueLevel
 from perf_service.models.plan import (
     Calibration,
     Direction,
@@ -20,7 +20,7 @@ from perf_service.models.plan import (
     Prediction,
 )
 from perf_service.models.slo import SLOTarget
-from perf_service.models.window import Window
+from perf_service.models.window import GaugeStats, Window
 from perf_service.optimization.catalogue import KnobCatalogue
 from perf_service.optimization.engine import MAX_CANDIDATES, NOTHING, OptimizationEngine
 from perf_service.optimization.objectives import estimate_of
@@ -244,6 +244,33 @@ def test_a_value_that_meets_the_missed_objective_and_keeps_the_met_one_is_taken(
     told = plan.optimizations[0]
     assert not any("2048" in text for text in (told.title, told.description, *told.prerequisites)), "the words are of the value taken"
     assert any(r.startswith("itl < 150 ms may be missed: predicted 125 ms, at worst 250 ms") for r in told.risks)
+
+
+def test_a_measured_number_that_equals_the_proposed_value_stays_as_it_was_measured() -> None:
+    """64 sequences would be enough, and about 64 requests fit into the KV cache: with 32 at once they still do."""
+    queue = finding(BottleneckType.QUEUE_BUILDUP, Cause.BATCH_LIMIT)
+    one = overall("b_queue_bad_r2")
+    tokens = (one.mean(Hist.PROMPT_TOKENS) or 0.0) + (one.mean(Hist.GENERATION_TOKENS) or 0.0)
+    room = GaugeStats(64.1 * tokens, 64.1 * tokens, 64.1 * tokens, 64.1 * tokens, 9)
+    window = replace(one, gauges={**one.gauges, Gauge.KV_CAPACITY_TOKENS: room})
+    found = Analysis("i", Engine.VLLM, bottlenecks=(queue,), window=window, engine_version="0.32.0")
+
+    class Longer(Says):
+        """A forecaster whose ITL is a millisecond for each sequence."""
+
+        def predict(self, *args: Any, **more: Any) -> tuple[Prediction, Prediction, tuple[PredictedEffect, ...]]:
+            before, after, effects = super().predict(*args, **more)
+            sequences = after.config.number("max_num_seqs")
+            assert sequences
+            itl = Estimate(sequences / 1000, sequences / 1000, sequences / 1000)
+            return before, replace(after, itl_seconds=LatencyEstimate(itl)), effects
+
+    engine = OptimizationEngine(Longer(max_num_seqs=1.5))
+    plan = engine.generate_plan(replace(found, verdict=Verdict.TUNE), {"max_num_seqs": 2}, slo_targets=[SLOTarget("itl", 0.04)])
+    assert chosen(plan) == 32
+    told = plan.optimizations[0]
+    assert told.title == "Raise max_num_seqs to 32"
+    assert "The KV cache holds about 64 requests" in told.description
 
 
 def test_a_value_that_only_comes_nearer_is_taken_and_the_miss_is_said() -> None:
