@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -30,6 +30,7 @@ from perf_service.cli.remote import (
     watch_updates,
 )
 from perf_service.cli.text import amount, clock_time, number, percent, seconds
+from perf_service.models.errors import ErrorReason, InvalidArgumentError, PerfServiceError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,14 +78,17 @@ def import_(
     timeout: TimeoutOption = 30.0,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Hand saved pages of an instance to the server. May be repeated: a page of a moment that is stored changes nothing."""
+    """Hand saved pages of an instance to the server. May be repeated: a page of a moment that is stored changes nothing.
+
+    A page of a directory that is none is told at the end, and the others are stored.
+    """
     from perf_service.collectors.saved import read_saved
-    from perf_service.models.errors import InvalidArgumentError
     from perf_service.v1 import collect_service_pb2 as pb
 
     if not page.exists():
         raise InvalidArgumentError(f"there is no file {str(page)!r}", field="PAGE")
-    saved = read_saved(page)
+    refused: dict[str, PerfServiceError] = {}
+    saved = read_saved(page, refused=refused.__setitem__)
     if page.is_dir() and (at is not None or request_id):
         raise InvalidArgumentError("--at and --request-id are of one page; those of a directory have their times in it", field="--at")
     if page.is_dir() and any(one.collected_at is None for one in saved):
@@ -100,15 +104,45 @@ def import_(
             request.engine = engine_number(engine)
         if (time_ := one.collected_at if page.is_dir() else at) is not None:
             request.collected_at.FromNanoseconds(int(time_ * 1e9))
-        responses.append(call(server, timeout, _stub, "ImportMetrics", request))
+        try:
+            responses.append(call(server, timeout, _stub, "ImportMetrics", request))
+        except PerfServiceError as error:
+            if not page.is_dir() or error.reason not in _OF_A_PAGE:
+                raise
+            refused[one.name] = error
     outcomes = [response.outcome for response in responses]
     counts = {name: outcomes.count(number) for name, number in _outcomes().items()}
     if not page.is_dir():
         show(output, responses[0], lambda: _view(responses[0].snapshot, "; ".join(_told(counts))))
     elif output is Output.JSON:
-        typer.echo(json.dumps(counts))
+        pages = [{"file": Path(name).name, "reason": error.reason.value, "message": error.message} for name, error in refused.items()]
+        typer.echo(json.dumps({**counts, "refused": pages}))
     else:
-        out().print(f"{instance_id}: {'; '.join(_told(counts))}")
+        out().print(f"{instance_id}: {'; '.join(_told({**counts, 'refused': len(refused)}))}")
+    if refused:
+        why = "; ".join(f"{Path(name).name}: {error.message}" for name, error in list(refused.items())[:_REFUSED_TOLD])
+        more = f"; and {len(refused) - _REFUSED_TOLD} more" if len(refused) > _REFUSED_TOLD else ""
+        first = next(iter(refused.values()))
+        raise PerfServiceError(
+            first.reason,
+            f"{len(refused)} of {len(refused) + len(responses)} pages of {page} were refused: {why}{more}; the others are kept",
+        )
+
+
+_REFUSED_TOLD: Final = 5
+_OF_A_PAGE: Final = frozenset(
+    {
+        ErrorReason.BODY_EMPTY,
+        ErrorReason.BODY_NOT_METRICS,
+        ErrorReason.BODY_TOO_LARGE,
+        ErrorReason.MESSAGE_TOO_LARGE,
+        ErrorReason.TOO_MANY_SERIES,
+        ErrorReason.ENGINE_UNKNOWN,
+        ErrorReason.ENGINE_MISMATCH,
+        ErrorReason.INVALID_ARGUMENT,
+    }
+)
+"""What the server says of one page, and not of all of them."""
 
 
 def _outcomes() -> dict[str, int]:
@@ -123,6 +157,7 @@ def _told(counts: Mapping[str, int]) -> list[str]:
         "stored": "{} stored",
         "already_stored": "{} of moments that were stored before",
         "too_old": "{} older than what the server keeps, not stored",
+        "refused": "{} refused",
     }
     return [words.get(name, "{} " + name).format(number) for name, number in counts.items() if number]
 

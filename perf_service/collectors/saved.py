@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -32,12 +32,15 @@ class SavedPage:
     collected_at: float | None
 
 
-def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[SavedPage]:
+def read_saved(
+    path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES, refused: Callable[[str, CollectError], None] | None = None
+) -> list[SavedPage]:
     """The pages of a file or a directory.
 
     A directory is read by its index `scrapes.jsonl` (lines `{"file": NAME, "t_unix": SECONDS}`; no file: a scrape that failed; no
     time: unknown), in the order of time where every page has one; without an index by file name, `page2` before `page10`. Files that
-    the index names and that are gone are passed over.
+    the index names and that are gone are passed over. `refused` is told the name and the error of a page in a directory that cannot be
+    read, which is then left out; without it that is raised.
 
     Raises:
         CollectError: BODY_NOT_METRICS for a broken index and for files that are no page; BODY_EMPTY for a directory without
@@ -57,7 +60,15 @@ def read_saved(path: Path, *, max_bytes: int = DEFAULT_MAX_BODY_BYTES) -> list[S
     if not files:
         wanted = ", ".join(_SUFFIXES)
         raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: looked for {INDEX_NAME} and for files ending in {wanted}")
-    return [SavedPage(str(file), read_page(file, max_bytes=max_bytes), at) for file, at in files]
+    pages = []
+    for file, at in files:
+        try:
+            pages.append(SavedPage(str(file), read_page(file, max_bytes=max_bytes), at))
+        except CollectError as error:
+            if refused is None:
+                raise
+            refused(str(file), error)
+    return pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,7 @@ def test_collect_analyze_plan_predict_from_imported_pages(cli: Cli, tmp_path: Pa
         "stored": 0,
         "already_stored": len(times),
         "too_old": 1,
+        "refused": [],
     }
     assert ok(cli("collect", "list", "pages")).count("snap-") == len(times)
     (tmp_path / "scrapes.jsonl").unlink()
