@@ -31,7 +31,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         self._s = services
 
     async def CreateFleet(self, request: pb.CreateFleetRequest, context: Any) -> pb.CreateFleetResponse:
-        fleet = _checked(FLEET.from_proto(request.fleet), request.fleet, local_targets=self._s.local_targets)
+        targets_of(request.fleet.slo_targets, "fleet.slo_targets")
+        fleet = _checked(FLEET.from_proto(request.fleet), local_targets=self._s.local_targets)
         now = self._s.clock()
         fleet = replace(fleet, fleet_id=fleet.fleet_id or self._s.new_id("fleet"), created_at=now, updated_at=now, etag="")
         return pb.CreateFleetResponse(fleet=FLEET.to_proto(await self._s.store.create_fleet(fleet)))
@@ -46,7 +47,10 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
     async def UpdateFleet(self, request: pb.UpdateFleetRequest, context: Any) -> pb.UpdateFleetResponse:
         stored = await self._s.store.get_fleet(request.fleet.fleet_id)
         message = merged(FLEET.to_proto(stored), request.fleet, request.update_mask, output_only=_FLEET_OUTPUT)
-        fleet = replace(_checked(FLEET.from_proto(message), message, local_targets=self._s.local_targets), updated_at=self._s.clock())
+        # Objectives that are not being changed stay as they are: an earlier version has stored some that would be refused now.
+        if "slo_targets" in request.update_mask.paths or message.slo_targets != FLEET.to_proto(stored).slo_targets:
+            targets_of(message.slo_targets, "fleet.slo_targets")
+        fleet = replace(_checked(FLEET.from_proto(message), local_targets=self._s.local_targets), updated_at=self._s.clock())
         updated = await self._s.store.update_fleet(fleet, expect_etag=request.fleet.etag or stored.etag)
         return pb.UpdateFleetResponse(fleet=FLEET.to_proto(updated))
 
@@ -122,9 +126,8 @@ class FleetServicer(pb_grpc.FleetServiceServicer):
         return instance
 
 
-def _checked(fleet: Fleet, message: Any, *, local_targets: bool) -> Fleet:
-    """Raises TARGET_KIND_UNKNOWN, INVALID_ARGUMENT for a target option or an objective, PERMISSION_DENIED for a local target."""
-    targets_of(message.slo_targets, "fleet.slo_targets")
+def _checked(fleet: Fleet, *, local_targets: bool) -> Fleet:
+    """Raises TARGET_KIND_UNKNOWN, INVALID_ARGUMENT for a target option, PERMISSION_DENIED for a local target."""
     if fleet.target.kind is TargetKind.LOCAL and not local_targets:
         raise PerfServiceError(
             ErrorReason.PERMISSION_DENIED,

@@ -15,6 +15,9 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from perf_service.app import App, build_app
 from perf_service.models.errors import ErrorReason, InvalidArgumentError, StoreError
+from perf_service.models.fleet import Fleet
+from perf_service.models.metrics import Engine
+from perf_service.models.slo import Comparison, SLOTarget
 from perf_service.settings import load_settings
 from perf_service.v1 import (
     analyze_service_pb2,
@@ -155,6 +158,22 @@ async def test_endpoints_and_targets_are_checked_at_once(remote: Remote) -> None
         told = await refusal(remote.fleets.CreateFleet(fleet_service_pb2.CreateFleetRequest(fleet=fleet)))
         assert told.reason == reason
     assert [f.fleet_id for f in (await remote.fleets.ListFleets(fleet_service_pb2.ListFleetsRequest())).fleets] == ["f"]
+
+
+async def test_an_objective_of_an_earlier_version_does_not_keep_a_fleet_as_it_is(app: App, remote: Remote) -> None:
+    """It would be refused now; who changes something else need not know of it."""
+    old = SLOTarget("no_such_metric", 1.0, Comparison.LESS_THAN)
+    await app.store.create_fleet(Fleet("f", Engine.VLLM, slo_targets=(old,)))
+
+    def update(*paths: str, **fields: Any) -> Any:
+        fleet = fleet_pb2.Fleet(fleet_id="f", engine=engine_pb2.ENGINE_VLLM, **fields)
+        return remote.fleets.UpdateFleet(fleet_service_pb2.UpdateFleetRequest(fleet=fleet, update_mask=FieldMask(paths=paths)))
+
+    changed = (await update("display_name", display_name="new")).fleet
+    assert (changed.display_name, changed.slo_targets[0].metric_name) == ("new", "no_such_metric")
+    assert (await refusal(update("slo_targets", slo_targets=changed.slo_targets))).fields == ("fleet.slo_targets[0].metric_name",)
+    another = slo_pb2.SLOTarget(metric_name="nor_this", target_value=1.0, comparison=slo_pb2.COMPARISON_LESS_THAN)
+    assert (await refusal(update(slo_targets=[another]))).code is INVALID
 
 
 async def test_who_registers_what_is_there_is_told_whether_its_prometheus_is_the_same(remote: Remote) -> None:
