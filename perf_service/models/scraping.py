@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from perf_service.models.fleet import Instance
@@ -45,9 +45,14 @@ def silent_after_seconds(instance: Instance) -> float:
 
 
 def scrape_status(instance: Instance, last_page_at: float | None, outage: Outage | None, now: float) -> ScrapeStatus:
-    """The state at `now`: a page that came after the last failed attempt (pushed, or collected by another server) ends the outage."""
+    """The state at `now`: a page that came after the last failed attempt (pushed, or collected by another server) ends the outage.
+
+    One that came since its first failed attempt begins it anew.
+    """
     if outage is not None and (last_page_at is None or outage.at > last_page_at):
-        return ScrapeStatus(ScrapeState.DOWN, last_page_at, outage)
+        # Between two failed attempts a page may have come by another way: it was not down all the time.
+        since = outage.since if last_page_at is None else max(outage.since, last_page_at)
+        return ScrapeStatus(ScrapeState.DOWN, last_page_at, replace(outage, since=since))
     if last_page_at is None:
         return ScrapeStatus(ScrapeState.NEVER)
     is_stale = now - last_page_at > silent_after_seconds(instance)

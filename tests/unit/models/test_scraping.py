@@ -34,6 +34,13 @@ def test_states(last: float | None, outage: Outage | None, state: ScrapeState) -
     assert (status.outage is not None) is (state is ScrapeState.DOWN)
 
 
+@pytest.mark.parametrize(("last", "since"), [(None, 900.0), (850.0, 900.0), (950.0, 950.0)])
+def test_nobody_was_down_before_its_last_page(last: float | None, since: float) -> None:
+    outage = scrape_status(instance(), last, DOWN, NOW).outage
+    assert outage is not None
+    assert (outage.since, outage.at) == (since, DOWN.at)
+
+
 def test_nobody_is_silent_within_half_a_minute() -> None:
     assert (silent_after_seconds(instance(1.0)), silent_after_seconds(instance(60.0))) == (30.0, 180.0)
 
