@@ -10,6 +10,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 _V4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
+_V4_TRANSLATED: Final = ipaddress.IPv6Network("::ffff:0:0:0/96")
+_ISATAP: Final = (0x00005EFE, 0x02005EFE)
+"""Before the IPv4 address in the interface identifier, behind any prefix; the second where that address is a global one."""
 _LOOPBACKS: Final = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 _RFC6052_PREFIX_LENGTHS: Final = (48, 56, 64, 96)
 
@@ -18,8 +21,10 @@ def forms_of(address: str) -> tuple[Address, ...]:
     """The address, and every other one that a packet to it may reach. A scope (`%eth0`) is passed over.
 
     First comes what the system itself connects to: the IPv4 address of an IPv4-mapped one (RFC 4291), else the address as it is. Then
+    First comes what the system itself connects to: the IPv4 address of an IPv4-mapped one (RFC 4291), else the address as it is. Then
     what it leads to: IPv4-compatible (RFC 4291), NAT64 (RFC 6052; within the local-use prefix of RFC 8215 at each place where an address
-    can stand), 6to4 (RFC 3056), Teredo (RFC 4380), and the unspecified address, which Linux connects to this host.
+    can stand), 6to4 (RFC 3056), Teredo (RFC 4380), IPv4-translated (RFC 2765), ISATAP (RFC 5214), and the unspecified address, which
+    Linux connects to this host.
 
     Raises:
         ValueError: when it is no address.
@@ -37,7 +42,7 @@ def forms_of(address: str) -> tuple[Address, ...]:
 def _embedded(ip: ipaddress.IPv6Address) -> list[Address]:
     last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     found = [ip.sixtofour, ip.teredo[1] if ip.teredo else None]
-    if ip in _NAT64 or (ip in _V4_COMPATIBLE and not ip.is_loopback):
+    if ip in _NAT64 or ip in _V4_TRANSLATED or (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP or (ip in _V4_COMPATIBLE and not ip.is_loopback):
         found.append(last)
     if ip in _NAT64_LOCAL:
         found += [_rfc6052(ip, length) for length in _RFC6052_PREFIX_LENGTHS]

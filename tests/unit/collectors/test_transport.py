@@ -19,6 +19,9 @@ from perf_service.models.errors import CollectError, ErrorReason
         "fd00:ec2::254",
         "64:ff9b::169.254.169.254",
         "64:ff9b:1::169.254.169.254",
+        "::ffff:0:169.254.169.254",  # IPv4-translated
+        "fe80::5efe:169.254.169.254",  # ISATAP
+        "2001:db8::200:5efe:169.254.169.254",
         "64:ff9b:1:a9fe:a9:fe00::",  # RFC 6052 behind 48 bits
         "2002:a9fe:a9fe::1",
         "2001:0:4136:e378:8000:63bf:5601:5601",  # Teredo: the client's address is inverted
