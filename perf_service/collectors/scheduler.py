@@ -177,16 +177,20 @@ class ScrapeScheduler:
                 await self._on_snapshot(instance, snapshot)
             is_ok = True
         except CollectError as error:
-            await self._fail(instance, error)
+            await self._fail(instance, registration, error)
         except Exception as error:
-            await self._fail(instance, CollectError(ErrorReason.INTERNAL, f"collecting {instance.instance_id} failed: {error!r}"))
+            await self._fail(
+                instance, registration, CollectError(ErrorReason.INTERNAL, f"collecting {instance.instance_id} failed: {error!r}")
+            )
         finally:
             self._succeeded += is_ok
             self._failed += not is_ok
             self._schedule.done(instance.instance_id, self._clock.monotonic(), is_ok, registration)
 
-    async def _fail(self, instance: Instance, error: CollectError) -> None:
-        if self._on_failure is None or self._instances.get(instance.instance_id) is not instance:
+    async def _fail(self, instance: Instance, registration: int, error: CollectError) -> None:
+        # One that was renewed meanwhile is down none the less; one that was removed or added anew is not what this was a scrape of.
+        key = instance.instance_id
+        if self._on_failure is None or key not in self._schedule or self._schedule.registration(key) != registration:
             return
         with contextlib.suppress(Exception):
-            await self._on_failure(instance, error)
+            await self._on_failure(self._instances[key], error)

@@ -212,6 +212,18 @@ async def test_a_bad_interval_is_refused() -> None:
         bench.scheduler.add(instance("a", 0.0))
 
 
+async def test_one_that_is_renewed_while_its_scrape_fails_is_told_as_failed() -> None:
+    bench = Bench()
+    bench.source.hung["a"] = asyncio.Event()
+    bench.source.failing["a"] = CollectError(ErrorReason.ENDPOINT_TIMEOUT, "gone")
+    bench.scheduler.add(instance("a"))
+    await bench.step(10.0)
+    bench.scheduler.renew(replace(instance("a"), config=EngineConfig.of({"max_num_seqs": 64})))
+    bench.source.hung["a"].set()
+    await bench.settle()
+    assert bench.failures == [("a", ErrorReason.ENDPOINT_TIMEOUT)]
+
+
 async def test_what_a_rollout_changed_is_carried_by_later_scrapes_in_the_same_rhythm() -> None:
     seen: list[tuple[float, object]] = []
 
