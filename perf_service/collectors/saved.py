@@ -53,10 +53,8 @@ def read_saved(
         files = _read_index(index)
     else:
         files = [(file, None) for file in sorted(path.iterdir(), key=_natural) if file.name.endswith(_SUFFIXES) and file.is_file()]
-    if not files and (failed := failed_scrapes(path)) is not None:
-        raise CollectError(
-            ErrorReason.BODY_EMPTY, f"no page in {path}: all {failed.failed} scrapes in {INDEX_NAME} failed, so nothing is known of it"
-        )
+    if not files and index.is_file() and (why := _why_no_page(index)):
+        raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: {why}, so nothing is known of it")
     if not files:
         wanted = ", ".join(_SUFFIXES)
         raise CollectError(ErrorReason.BODY_EMPTY, f"no page in {path}: looked for {INDEX_NAME} and for files ending in {wanted}")
@@ -188,6 +186,17 @@ def _read_index(index: Path) -> list[tuple[Path, float | None]]:
     named = [(index.parent / name, at) for name, at in _entries(index) if name]
     files = [(file, at) for file, at in named if file.is_file()]
     return files if any(at is None for _, at in files) else sorted(files, key=lambda file: file[1] or 0.0)
+
+
+def _why_no_page(index: Path) -> str:
+    """What became of the scrapes of an index none of whose files is there; empty where it has none."""
+    names = [name for name, _ in _entries(index)]
+    missing = [name for name in names if name]
+    failed = len(names) - len(missing)
+    gone = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    if not missing:
+        return f"all {failed} scrapes in {INDEX_NAME} failed" if failed else ""
+    return f"of the scrapes in {INDEX_NAME} {f'{failed} failed and ' if failed else ''}the files of {len(missing)} are missing ({gone})"
 
 
 def _entries(index: Path) -> Iterator[tuple[str, float | None]]:

@@ -113,7 +113,10 @@ def test_what_has_no_page_or_cannot_be_opened_is_an_error(tmp_path: Path) -> Non
         read_saved(tmp_path)
     assert empty.value.reason is ErrorReason.BODY_EMPTY
     (tmp_path / "scrapes.jsonl").write_text('{"file": "gone.prom", "t_unix": 1}')
-    with pytest.raises(CollectError, match="no page in"):
+    with pytest.raises(CollectError, match=r"no page in .* the files of 1 are missing \(gone.prom\)"):
+        read_saved(tmp_path)
+    (tmp_path / "scrapes.jsonl").write_text('{"file": "gone.prom"}\n{"file": "b.prom"}\n{"error": "refused"}')
+    with pytest.raises(CollectError, match=r"1 failed and the files of 2 are missing \(gone.prom, b.prom\)"):
         read_saved(tmp_path)
 
 
