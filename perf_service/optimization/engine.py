@@ -92,7 +92,7 @@ class OptimizationEngine:
         at = self._situation(analysis, current_config, hardware, slo_targets, engine_version)
         seen = _Forecasts(self._predictor, at, tuple(windows) or ((analysis.window,) if analysis.window else ()))
         candidates, advice = self._candidates(analysis, at)
-        goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None)
+        goals = Objectives.of(at.slo_targets, analysis.slo_statuses, seen.of(())[0] if seen.windows else None, seen.windows)
         if _content(analysis, goals):
             candidates, advice = [], [*(_as_advice(c, "Nothing has to be done: no restart is worth it.") for c in candidates), *advice]
         weighed = [weigh(c, at, seen.of, goals) for c in candidates] if seen.windows else []

@@ -53,12 +53,27 @@ def observed(windows: Sequence[Window], hist: Hist) -> LatencyEstimate | None:
     count, total = sum(p.count for p in parts), sum(p.sum for p in parts)
     mean = total / count
     spread = min(0.9, 0.02 + _Z * 0.7 / math.sqrt(count))
-    same = [p for p in parts if p.bounds == parts[0].bounds]
-    cumulative = tuple(map(sum, zip(*(p.cumulative for p in same), strict=True))) if parts[0].bounds else ()
-    merged = Histogram(sum(p.count for p in same), sum(p.sum for p in same), parts[0].bounds, cumulative)
+    whole = merged(windows, hist)
+    p50, p95, p99 = (_quantile(whole, q) for q in (0.5, 0.95, 0.99))
+    return LatencyEstimate(Estimate(mean, mean * (1 - spread), mean * (1 + spread)), p50, p95, p99)
 
-    def quantile(q: float) -> Estimate | None:
-        found = histogram_quantile(merged, q)
-        return Estimate(found.value, found.low, found.high) if found and math.isfinite(found.high) else None
 
-    return LatencyEstimate(Estimate(mean, mean * (1 - spread), mean * (1 + spread)), quantile(0.5), quantile(0.95), quantile(0.99))
+def observed_quantile(windows: Sequence[Window], hist: Hist, q: float) -> Estimate | None:
+    """A measured quantile with the bounds of its bucket; None without buckets, and in the open one."""
+    return _quantile(merged(windows, hist), q)
+
+
+def _quantile(whole: Histogram | None, q: float) -> Estimate | None:
+    found = histogram_quantile(whole, q) if whole else None
+    return Estimate(found.value, found.low, found.high) if found and math.isfinite(found.high) else None
+
+
+def merged(windows: Sequence[Window], hist: Hist) -> Histogram | None:
+    """The windows' histograms added up (differences of one cumulative histogram have equal bounds)."""
+    parts = [h for w in windows if (h := w.histograms.get(hist)) and h.count > 0]
+    if not parts:
+        return None
+    bounds = parts[0].bounds
+    same = [p for p in parts if p.bounds == bounds]
+    summed = tuple(map(sum, zip(*(p.cumulative for p in same), strict=True))) if bounds else ()
+    return Histogram(sum(p.count for p in same), sum(p.sum for p in same), bounds, summed)

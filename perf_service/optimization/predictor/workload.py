@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from perf_service.models.metrics import Counter, Gauge, Hist, Histogram
 from perf_service.models.window import GaugeStats, Window
+from perf_service.optimization.predictor.estimates import merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,11 @@ def one_engine(window: Window) -> Window:
 
 def read_workload(windows: Sequence[Window]) -> Workload | None:
     """The workload of windows of one instance that follow each other; None where they hold no finished request."""
-    prompt, output = _merged(windows, Hist.PROMPT_TOKENS), _merged(windows, Hist.GENERATION_TOKENS)
+    prompt, output = merged(windows, Hist.PROMPT_TOKENS), merged(windows, Hist.GENERATION_TOKENS)
     finished = output.count if output else 0.0
     if prompt is None or output is None or finished < 1 or prompt.mean is None or output.mean is None:
         return None
-    computed = _merged(windows, Hist.PREFILL_COMPUTED_TOKENS)
+    computed = merged(windows, Hist.PREFILL_COMPUTED_TOKENS)
     queries, hits = _sum(windows, Counter.PREFIX_CACHE_QUERIES_TOKENS), _sum(windows, Counter.PREFIX_CACHE_HITS_TOKENS)
     hit_ratio = hits / queries if queries and hits is not None else None
     own = computed.mean if computed and computed.mean is not None else prompt.mean * (1.0 - (hit_ratio or 0.0))
@@ -127,7 +128,7 @@ def _closed_weight(totals: Sequence[float], waiting: float, mean: float, most: f
 
 
 def _frontend(windows: Sequence[Window]) -> float:
-    parts = [_merged(windows, h) for h in (Hist.TTFT_SECONDS, Hist.QUEUE_SECONDS, Hist.PREFILL_SECONDS)]
+    parts = [merged(windows, h) for h in (Hist.TTFT_SECONDS, Hist.QUEUE_SECONDS, Hist.PREFILL_SECONDS)]
     means = [p.mean for p in parts if p and p.mean is not None]
     return max(0.0, means[0] - means[1] - means[2]) if len(means) == 3 else 0.0
 
@@ -136,17 +137,6 @@ def _is_busy(window: Window) -> bool:
     """Requests were there at both ends: the engine worked all the time."""
     gauge = window.gauge(Gauge.RUNNING_REQUESTS)
     return bool(gauge and gauge.nonzero_share == 1.0 and window.duration_seconds)
-
-
-def _merged(windows: Sequence[Window], hist: Hist) -> Histogram | None:
-    """The windows' histograms added up (differences of one cumulative histogram have equal bounds)."""
-    parts = [h for w in windows if (h := w.histograms.get(hist)) and h.count > 0]
-    if not parts:
-        return None
-    bounds = parts[0].bounds
-    same = [p for p in parts if p.bounds == bounds]
-    summed = tuple(map(sum, zip(*(p.cumulative for p in same), strict=True))) if bounds else ()
-    return Histogram(sum(p.count for p in same), sum(p.sum for p in same), bounds, summed)
 
 
 def _cv(histogram: Histogram) -> float:
