@@ -16,7 +16,7 @@ from perf_service.collectors.exposition import DEFAULT_MAX_BODY_BYTES
 from perf_service.collectors.page import looks_like_html
 from perf_service.collectors.transport import NetworkPolicy, guarded_client
 from perf_service.models.errors import CollectError, ErrorReason
-from perf_service.models.redaction import MASK
+from perf_service.models.redaction import MASK, redacted_url
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 """A loaded vLLM was seen to take 1.3 s for its page; Prometheus' own default is 10 s."""
@@ -84,6 +84,7 @@ def checked_parts(url: str, invalid: Callable[[str, str], CollectError], *, inst
         scheme, _, rest = text.partition("://")
         shown = f"{scheme if scheme.lower() in _SCHEMES else 'http'}://{MASK}@{rest.rpartition('@')[2]}"
         raise invalid(shown, f"it carries credentials, which would end up in logs{instead}; an @ of its path is written %40")
+    url = redacted_url(url)
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port

@@ -52,6 +52,8 @@ def test_endpoints_become_page_urls(endpoint: str, url: str) -> None:
         "ftp://user:hush@h",
         "http://user:hush@h h",
         "h:0?token=hush",
+        "http://h?token=a hush",
+        "http://h:0#hush",
         *(f"http://bob:{before}hush{after}@h:8000" for before in ("/", "a ", "#", "?") for after in ("", "/x", '"', "'<>", " x", "@")),
         "bob:hush/x@h:8000",
         "bob@x://hush@h",
