@@ -173,8 +173,7 @@ class FleetServiceServicer(object):
         Idempotent by request_id.
 
         Errors:
-        - INSTANCE_ALREADY_EXISTS: update it, or choose another id. Where a Prometheus was told, the metadata `prometheus` is `same` if the
-        instance that is there has that very URL, and `other` if not: secrets in the URL that is shown are masked.
+        - INSTANCE_ALREADY_EXISTS: update it, or choose another id; metadata `prometheus`: whether the URL is the `same` or an `other`.
         - REQUEST_ID_REUSED: use a new request_id.
         - ENDPOINT_INVALID: correct the URL.
         - ENDPOINT_FORBIDDEN: ask the operator to allow the network.
